@@ -1,0 +1,968 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "click>=8.1,<9",
+#     "python-dateutil>=4,<5",
+#     "msgspec>=0.20,<1",
+#     "stringzilla>=5,<6",
+#     "isal>=1.7,<2",
+#     "backports.zstd>=1,<2; python_version < '3.14'",
+# ]
+# ///
+"""Load the number of active users per day from analytics events (newline-delimited JSON) into an SQL table."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, NoReturn, TypeVar
+
+import click
+import msgspec
+import stringzilla
+from dateutil import tz
+from msgspec import Struct
+
+__version__ = "1.0.0"
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class LoadError(Exception):
+    """The input or the database cannot be used; the message says what, where, and what to do."""
+
+
+class BadRecord(ValueError):  # noqa: N818 - the word of the field
+    """A line that is no event, or an engagement event with an impossible field; the message is the reason."""
+
+
+def to_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+# -- The event -------------------------------------------------------------------------------------------------------
+#
+# The fields that decide, of the BigQuery export of Google Analytics: https://support.google.com/analytics/answer/7029846
+
+
+class ParameterValue(Struct, gc=False):
+    """The value of an event parameter. Only engagement_time_msec's has to be an integer, so any type is let in here."""
+
+    int_value: Any = None
+
+
+class Parameter(Struct, gc=False):
+    """An element of event_params."""
+
+    key: str | None = None
+    value: ParameterValue | None = None
+
+
+class Event(Struct, gc=False):
+    """An engagement event: event_timestamp in microseconds UTC, integers as JSON strings or JSON numbers."""
+
+    event_name: str | None = None
+    event_timestamp: int | str | None = None
+    event_params: list[Parameter] | None = None
+    user_pseudo_id: str | None = None
+
+
+class AnyObject(Struct):
+    """Any JSON object: its syntax is checked, its fields are not looked at."""
+
+
+EVENT_NAME = "user_engagement"
+decode_event = msgspec.json.Decoder(Event).decode
+decode_object = msgspec.json.Decoder(AnyObject).decode
+
+
+def engagement_event(line: str) -> Event | None:
+    """The engagement event that a JSON object is, or None for any other event. Raises BadRecord."""
+    try:
+        try:
+            event = decode_event(line)
+        except msgspec.ValidationError:
+            # The types matter only in an engagement event, and of a field given twice only the last one counts: what
+            # holds is known once the whole line has been read.
+            import json
+
+            decode_object(line)  # is stricter than json
+            record = json.loads(line)
+            if record.get("event_name") != EVENT_NAME:
+                return None
+            event = msgspec.convert(record, Event)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(str(error)) from None
+    return event if event.event_name == EVENT_NAME else None
+
+
+def integer(value: Any, field: str) -> int:
+    """The integer that a field holds, as a JSON number or string. Raises BadRecord."""
+    if type(value) is int:
+        return value
+    if type(value) is str and value.isascii() and value.removeprefix("-").isdigit():
+        with contextlib.suppress(ValueError):  # more digits than Python converts
+            return int(value)
+    raise BadRecord(f"{field} is no integer: {to_json(value)[:60]}")
+
+
+# -- The rule --------------------------------------------------------------------------------------------------------
+
+USEC_PER_HOUR = 3_600_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Memo(dict[K, V], Generic[K, V]):
+    """A function of one argument that remembers up to 65,536 results, looked up at the speed of a dict."""
+
+    def __init__(self, function: Callable[[K], V]) -> None:
+        self.function = function
+
+    def __missing__(self, key: K) -> V:
+        if len(self) >= 65_536:
+            self.clear()
+        value = self[key] = self.function(key)
+        return value
+
+
+class Rule:
+    """What makes a user active on a date: the least engagement time in milliseconds, the globs of the valuable event
+    parameters, and the time zone whose calendar the date is of. Raises ValueError for an unknown time zone."""
+
+    def __init__(self, timezone: str, min_engagement_msec: int, valuable_events: Iterable[str]) -> None:
+        import re
+        from fnmatch import translate
+
+        globs = sorted(set(valuable_events))
+        self.terms = (timezone, min_engagement_msec, globs)
+        self.zone = time_zone(timezone)
+        self.min_engagement_msec = min_engagement_msec
+        matches = re.compile("|".join(map(translate, globs))).match
+        self.valuable = Memo[str, bool](lambda key: matches(key) is not None)
+        self.date_of_hour = Memo[int, str](self.date_throughout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rule, self.terms
+
+    def active_date(self, event: Event) -> str | None:
+        """The date (YYYY-MM-DD) on which an engagement event makes its user active, or None. Raises BadRecord."""
+        engaged = valuable = False
+        for parameter in event.event_params or ():
+            key = parameter.key
+            if key is None:
+                continue
+            if key == "engagement_time_msec" and parameter.value and parameter.value.int_value is not None:
+                engaged |= integer(parameter.value.int_value, key) >= self.min_engagement_msec
+            if self.valuable[key]:
+                valuable = True
+        date = self.date(integer(event.event_timestamp, "event_timestamp"))
+        return date if engaged and valuable else None
+
+    def date(self, timestamp: int) -> str:
+        """The date of a timestamp (microseconds UTC). Raises BadRecord beyond the years 1 to 9999."""
+        return self.date_of_hour[timestamp // USEC_PER_HOUR] or self.local_time(timestamp).date().isoformat()
+
+    def date_throughout(self, hour: int) -> str:
+        """The date of a whole hour since 1970 UTC; empty if it holds a midnight, a change of the clocks, or an end of
+        the calendar. So a conversion is done once for all events of an hour."""
+        try:
+            first = self.local_time(hour * USEC_PER_HOUR)
+            last = self.local_time(hour * USEC_PER_HOUR + USEC_PER_HOUR - 1)
+        except BadRecord:
+            return ""
+        same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
+        return first.date().isoformat() if same else ""
+
+    def local_time(self, timestamp: int) -> datetime:
+        try:
+            return (EPOCH + timedelta(microseconds=timestamp)).astimezone(self.zone)
+        except (OverflowError, ValueError):
+            raise BadRecord(f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}") from None
+
+
+def time_zone(name: str) -> Any:
+    """The dateutil time zone of an IANA name. Raises ValueError."""
+    zone = None
+    if name and not name.startswith((".", "/")) and ".." not in name:  # gettz would open any file
+        with contextlib.suppress(OSError, ValueError):
+            zone = tz.gettz(name)
+    if not isinstance(zone, tz.tzfile | tz.tzutc):
+        raise ValueError(f"{name!r} is no IANA time zone; names are like US/Central, Europe/Berlin, UTC")
+    return zone
+
+
+# -- Scanning --------------------------------------------------------------------------------------------------------
+
+NAME = EVENT_NAME.encode()
+ESCAPED_LETTERS = (b"\\u005f", b"\\u005F", b"\\u006", b"\\u007")  # that can spell the name
+NEWLINE, OPEN, CLOSE = b"\n{}"
+BLANK = b" \t\r\n"
+BOM = b"\xef\xbb\xbf"
+BLOCK = 256 << 10  # bytes: small enough to stay in the processor's cache while it is searched again and again
+MAX_LINE = 256 << 20  # bytes
+BATCH = 32 << 20  # bytes of lines
+SHOWN = 20  # bad records to report in full
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
+TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB: one event a line is expected"
+
+
+class Range(Struct, frozen=True):
+    """The unit of work: the lines of a source that begin in its bytes from start to end, or all of it."""
+
+    source: str
+    start: int = 0
+    end: int | None = None
+
+
+class Batch(Struct):
+    """What was found in some successive lines of a range."""
+
+    lines: int = 0
+    blank_lines: int = 0
+    engagement_events: int = 0
+    active_events: int = 0
+    anonymous_events: int = 0
+    bad_records: int = 0
+    bad: list[tuple[int, str, bytes]] = []  # line from 1 in the range, reason, the record where it is wanted
+    users: dict[str, set[str]] = {}  # the active ones by date
+
+
+class Scanner:
+    """Turns a range into batches. With validate every line is decoded; with keep every bad record is kept whole."""
+
+    def __init__(self, rule: Rule, validate: bool = False, keep: bool = False, block_size: int = BLOCK) -> None:
+        self.rule = rule
+        self.validate = validate
+        self.keep = keep
+        self.block_size = block_size
+
+    def __call__(self, part: Range) -> Iterator[Batch]:
+        """Yield the batches of a range, of some 32 MiB of lines each. Raises LoadError."""
+        first_line, size, batch = 1, 0, Batch()
+        try:
+            for buffer, length in blocks(part, self.block_size):
+                self.scan_block(buffer, length, first_line + batch.lines, batch)
+                size += length
+                if size >= BATCH:
+                    yield batch
+                    first_line, size, batch = first_line + batch.lines, 0, Batch()
+        except (LoadError, OSError) as error:
+            line = f":{first_line + batch.lines}" if part.start == 0 else ""
+            raise LoadError(f"{part.source}{line}: {error}") from None
+        if batch.lines:
+            yield batch
+
+    def scan_block(self, buffer: bytearray, length: int, number: int, batch: Batch) -> None:
+        """Add the whole lines in the first length bytes of a buffer to a batch; number is the first one's.
+
+        As many "}\\n{" as line ends within the block: every line is framed as an object, and only those that hold the
+        event's name are decoded. A block with lines of another kind, or letters spelt as escapes, goes line by line.
+        """
+        view = memoryview(buffer)
+        stop = length - (buffer[length - 1] == NEWLINE)
+        ends = stringzilla.count(buffer, b"\n", 0, stop)
+        framed = buffer[0] == OPEN and buffer[stop - 1] == CLOSE
+        framed = framed and stringzilla.count(buffer, b"}\n{", 0, stop) == ends
+        escaped = buffer.find(b"\\", 0, stop) >= 0 and any(
+            stringzilla.find(buffer, escape, 0, stop) >= 0 for escape in ESCAPED_LETTERS
+        )
+        if not framed or escaped or self.validate:
+            start = 0
+            for line in range(ends + 1):
+                end = buffer.find(b"\n", start, stop) if line < ends else stop
+                self.scan_line(view[start:end], number + line, batch)
+                start = end + 1
+        else:
+            at = stringzilla.find(buffer, NAME, 0, stop)
+            while at >= 0:
+                start = buffer.rfind(b"\n", 0, at) + 1
+                end = buffer.find(b"\n", at, stop)
+                end = stop if end < 0 else end
+                try:
+                    self.scan_event(view[start:end], batch)
+                except BadRecord as error:
+                    line = number + stringzilla.count(buffer, b"\n", 0, start)
+                    self.add_bad_record(line, error, view[start:end], batch)
+                at = stringzilla.find(buffer, NAME, end, stop)
+        batch.lines += ends + 1
+
+    def scan_line(self, line: memoryview, number: int, batch: Batch) -> None:
+        """Add a line of any kind, without its newline, to a batch: the plain reading of what scan_block does."""
+        record = bytes(line).strip(BLANK)
+        try:
+            if not record:
+                batch.blank_lines += 1
+            elif record[0] != OPEN or record[-1] != CLOSE:
+                raise BadRecord("not one JSON object, {...}: one event a line is expected")
+            elif self.validate or NAME in record or any(escape in record for escape in ESCAPED_LETTERS):
+                self.scan_event(record, batch)
+        except BadRecord as error:
+            self.add_bad_record(number, error, line, batch)
+
+    def scan_event(self, line: bytes | memoryview, batch: Batch) -> None:
+        """Add a line that may hold an engagement event to a batch. Raises BadRecord."""
+        try:
+            event = engagement_event(str(line, "utf-8"))
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
+        if event is None:
+            return
+        date = self.rule.active_date(event)
+        batch.engagement_events += 1
+        if date is None:
+            return
+        batch.active_events += 1
+        if not event.user_pseudo_id:
+            batch.anonymous_events += 1
+        elif date in batch.users:
+            batch.users[date].add(event.user_pseudo_id)
+        else:
+            batch.users[date] = {event.user_pseudo_id}
+
+    def add_bad_record(self, number: int, error: BadRecord, line: memoryview, batch: Batch) -> None:
+        batch.bad_records += 1
+        if self.keep or len(batch.bad) < SHOWN:
+            batch.bad.append((number, str(error), bytes(line) if self.keep else b""))
+
+
+def blocks(part: Range, size: int) -> Iterator[tuple[bytearray, int]]:
+    """Yield the lines of a range as (buffer, length): whole lines in the first length bytes, some size bytes at a time,
+    valid until the next are asked for. Only the last may lack its newline. Raises LoadError, OSError."""
+    with opened(part.source) as stream:
+        left = sys.maxsize
+        if part.end is not None:
+            start, end = line_start(stream, part.start), line_start(stream, part.end)
+            stream.seek(start)
+            left = end - start
+        buffer, held, bom = bytearray(size), 0, part.start == 0
+        while left:
+            if held + size > len(buffer):
+                if held > MAX_LINE:
+                    raise LoadError(TOO_LONG)
+                longer = bytearray(2 * len(buffer))
+                longer[:held] = memoryview(buffer)[:held]
+                buffer = longer
+            count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
+            if not count and part.end is not None:
+                raise LoadError(CUT_SHORT)
+            left = left - count if count else 0
+            filled = held + count
+            length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
+            if length:
+                skipped = len(BOM) if bom and buffer.startswith(BOM) else 0
+                if skipped:
+                    buffer[: length - skipped] = buffer[skipped:length]
+                bom = False
+                if length > skipped:
+                    yield buffer, length - skipped
+            held = filled - length
+            buffer[:held] = buffer[length:filled]
+
+
+def line_start(stream: Any, offset: int) -> int:
+    """The offset of the first line of a file that begins at an offset (bytes) or after it. Raises LoadError."""
+    if offset == 0:
+        return 0
+    stream.seek(offset - 1)
+    for position in range(offset - 1, offset + MAX_LINE, 65_536):
+        chunk: bytes = stream.read(65_536)
+        newline = chunk.find(b"\n")
+        if newline >= 0:
+            return position + newline + 1
+        if len(chunk) < 65_536:
+            if not chunk and position == offset - 1:
+                raise LoadError(CUT_SHORT)
+            return position + len(chunk)
+    raise LoadError(TOO_LONG)
+
+
+@contextlib.contextmanager
+def opened(source: str) -> Iterator[Any]:
+    """A source as a binary stream of its lines, decompressed where it is gzip or zstd by its first bytes."""
+    with contextlib.ExitStack() as stack:
+        if source == "-":
+            raw = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
+        else:
+            raw = stack.enter_context(open(source, "rb", buffering=0))
+            if raw.seekable() and not compressed(raw):
+                yield raw
+                return
+        stream: Any = stack.enter_context(io.BufferedReader(raw, BLOCK))
+        magic = stream.peek(4)
+        damage: Any = EOFError
+        if magic.startswith(GZIP):
+            from isal import igzip, igzip_lib
+
+            stream = stack.enter_context(igzip.IGzipFile(fileobj=stream))  # type: ignore[no-untyped-call]
+            damage = (EOFError, igzip_lib.IsalError, igzip.BadGzipFile)
+        elif magic.startswith(ZSTD):
+            if sys.version_info >= (3, 14):
+                from compression import zstd
+            else:
+                from backports import zstd
+
+            stream = stack.enter_context(zstd.ZstdFile(stream))
+            damage = (EOFError, zstd.ZstdError)
+        try:
+            yield stream
+        except damage as error:
+            raise LoadError(f"the compressed data is damaged or cut off ({error}); fetch the file again") from None
+
+
+def compressed(file: io.FileIO) -> bool:
+    return os.pread(file.fileno(), 4, 0).startswith((GZIP, ZSTD))
+
+
+def ranges(sources: Iterable[str]) -> list[Range]:
+    """The ranges that make up some sources, in order: 32 MiB each, or a whole source where it can't be split (gzip, a
+    pipe). Raises LoadError for one that can't be read."""
+    parts = []
+    for source in sources:
+        try:
+            if source == "-" or not os.path.isfile(source):
+                if os.path.isdir(source):
+                    raise LoadError(f"{source}: is a directory; name the files in it")
+                os.stat(0 if source == "-" else source)
+                parts.append(Range(source))
+                continue
+            with open(source, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if compressed(file):
+                    parts.append(Range(source))
+                else:
+                    parts += [Range(source, at, min(at + BATCH, size)) for at in range(0, size, BATCH)]
+        except OSError as error:
+            raise LoadError(f"{source}: {error.strerror}") from None
+    return parts
+
+
+def scan_in_turn(parts: list[Range], scan: Scanner) -> Iterator[tuple[int, Batch]]:
+    """Yield the batches of some ranges, each with the index of its range. Raises LoadError."""
+    for index, part in enumerate(parts):
+        for batch in scan(part):
+            yield index, batch
+
+
+def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterator[tuple[int, Batch]]:
+    """Like scan_in_turn, in some processes at once: the batches of different ranges come in any order, but of all the
+    LoadErrors the one of the first range is raised."""
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    # A fork starts at once and shares what is imported; elsewhere than on Linux it is not safe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    todo = iter(enumerate(parts))
+    underway: dict[Any, list[int]] = {}  # by connection to a worker, the indices of the ranges it has been sent
+    failed: dict[int, LoadError] = {}
+    processes = []
+
+    def hand_out(connection: Any) -> None:
+        task = None if failed else next(todo, None)
+        if task:
+            underway[connection].append(task[0])
+            connection.send(task[1])
+
+    try:
+        for _ in range(workers):
+            connection, theirs = context.Pipe()
+            processes.append(context.Process(target=work, args=(theirs, scan), daemon=True))
+            processes[-1].start()
+            theirs.close()
+            underway[connection] = []
+        for connection in [*underway, *underway]:  # two each: the next is there when one is done
+            hand_out(connection)
+        while any(not failed or index < min(failed) for indices in underway.values() for index in indices):
+            ready: Any = wait([connection for connection, indices in underway.items() if indices])
+            for connection in ready:
+                try:
+                    result = connection.recv()
+                except (EOFError, OSError):
+                    raise LoadError("a scanning process was killed (out of memory?); try fewer --workers") from None
+                index = underway[connection][0]
+                if isinstance(result, Batch):
+                    yield index, result
+                    continue
+                if isinstance(result, LoadError):
+                    failed[index] = result
+                underway[connection].remove(index)
+                hand_out(connection)
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+    if failed:
+        raise failed[min(failed)]
+
+
+def work(connection: Any, scan: Scanner) -> None:
+    """Scan the ranges that come over a connection, and send back the batches of each and then None or a LoadError."""
+    import multiprocessing
+    import threading
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    while True:
+        part = connection.recv()
+        try:
+            for batch in scan(part):
+                connection.send(batch)
+            connection.send(None)
+        except LoadError as error:
+            connection.send(error)
+
+
+# -- Merging ---------------------------------------------------------------------------------------------------------
+
+TALLIES = ("lines", "blank_lines", "engagement_events", "active_events", "anonymous_events", "bad_records")
+HELD = 16 << 20  # bytes of user_pseudo_ids to hold in memory before they are staged
+
+
+class Merger:
+    """Adds up batches that come in any order, in bounded memory: users past a bound and all bad records are staged in a
+    temporary database of its own, which SQLite keeps in memory while it is small and otherwise in TMPDIR."""
+
+    def __init__(self, parts: list[Range]) -> None:
+        self.parts = parts
+        self.lines = [0] * len(parts)
+        self.tally = dict.fromkeys(TALLIES, 0)
+        self.users: dict[str, set[str]] = {}
+        self.held = 0
+        self.staged = sqlite3.connect("", isolation_level=None)
+        self.staged.execute("PRAGMA journal_mode = OFF")
+        self.staged.execute("CREATE TABLE run (date TEXT, users TEXT)")  # a sorted JSON array
+        self.staged.execute("CREATE TABLE bad (part INTEGER, line INTEGER, reason TEXT, record BLOB)")
+        self.staged.execute("BEGIN")
+
+    def add(self, index: int, batch: Batch) -> None:
+        """Add a batch of the range with some index."""
+        for name in TALLIES:
+            self.tally[name] += getattr(batch, name)
+        self.lines[index] += batch.lines
+        self.staged.executemany("INSERT INTO bad VALUES (?, ?, ?, ?)", [(index, *bad) for bad in batch.bad])
+        for date, users in batch.users.items():
+            self.held += sum(map(len, users))
+            if date in self.users:
+                self.users[date] |= users
+            else:
+                self.users[date] = users
+        if self.held > HELD:
+            self.stage()
+
+    def stage(self) -> None:
+        """Move the users held in memory to the temporary database: a sorted run a date."""
+        runs = ((date, to_json(sorted(users))) for date, users in self.users.items())
+        self.staged.executemany("INSERT INTO run VALUES (?, ?)", runs)
+        self.users, self.held = {}, 0
+
+    def dates(self) -> list[str]:
+        """The dates that have an active user, in order."""
+        self.stage()
+        return [date for (date,) in self.staged.execute("SELECT DISTINCT date FROM run ORDER BY date")]
+
+    def runs(self, date: str) -> Iterator[str]:
+        """Yield the users of a date as sorted JSON arrays, in which one may be repeated."""
+        for (users,) in self.staged.execute("SELECT users FROM run WHERE date = ?", (date,)):
+            yield users
+
+    def bad_records(self) -> Iterator[tuple[str, int, str, bytes]]:
+        """Yield the bad records in order: source, line, reason, and the record, empty unless the scanner keeps it."""
+        lines_before, before = [], 0
+        for part, lines in zip(self.parts, self.lines, strict=True):
+            before = 0 if part.start == 0 else before
+            lines_before.append(before)
+            before += lines
+        for part, line, reason, record in self.staged.execute("SELECT * FROM bad ORDER BY part, line"):
+            yield self.parts[part].source, lines_before[part] + line, reason, record
+
+
+# -- The store -------------------------------------------------------------------------------------------------------
+
+LOCK_SECONDS = 60.0
+REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another program keeps it locked; try again when that is done",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable, or choose another --db",
+    sqlite3.SQLITE_CANTOPEN: "make the file and its directory readable and writable, or choose another --db",
+    sqlite3.SQLITE_FULL: "make room on its disk and load again",
+    sqlite3.SQLITE_IOERR: "look after its disk and load again",
+    sqlite3.SQLITE_NOTADB: "choose another --db",
+    sqlite3.SQLITE_CORRUPT: "restore it from a copy, or load all events into another --db",
+}
+T = TypeVar("T")
+
+
+class DateCount(Struct):
+    """A row of the report: a date, its active users as they now stand in the table, and how many of them are new."""
+
+    date: str
+    active_user_count: int
+    added: int
+
+
+@contextlib.contextmanager
+def database_errors(path: str) -> Iterator[None]:
+    """Raise what SQLite says about a database as a LoadError that names the remedy."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        remedy = REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        raise LoadError(f"{path}: {error}" + (f"; {remedy}" if remedy else "")) from None
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """The result of an action that waits up to 60 s for its turn at the database, and lets signals in meanwhile."""
+    import time
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+
+
+def connect(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(os.path.abspath(path), timeout=0.1, isolation_level=None)
+
+
+def schema() -> str:
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schema.sql")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise LoadError(f"{path}: {error.strerror}; it belongs beside load_active_users.py") from None
+
+
+def check(db: sqlite3.Connection, path: str, rule: Rule, name: str = "main") -> None:
+    """Raise LoadError unless a database is empty, or has the tables of schema.sql and was filled under the rule."""
+
+    def tables(db: sqlite3.Connection, name: str) -> dict[str, list[tuple[Any, ...]]]:
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        query = f"""SELECT t.name, c.name, upper(c.type), c."notnull", c.pk FROM {name}.sqlite_master t,
+                    pragma_table_info(t.name, '{name}') c WHERE t.type = 'table' ORDER BY t.name, c.cid"""
+        for table, *column in db.execute(query):
+            found.setdefault(table, []).append(tuple(column))
+        return found
+
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(schema())
+        expected = tables(model, "main")
+    present = patiently(lambda: tables(db, name))
+    if not present:
+        return
+    for table, columns in expected.items():
+        if present.get(table) != columns:
+            what = f"its table {table} is not" if table in present else f"it has tables, but no {table}: it is not"
+            raise LoadError(f"{path}: {what} one of load_active_users.py; choose another --db")
+    query = f"SELECT timezone, min_engagement_msec, valuable_events FROM {name}.load_log LIMIT 1"
+    for zone, msec, globs in patiently(lambda: db.execute(query).fetchall()):
+        kept = (zone, msec, msgspec.json.decode(globs))
+        if kept != rule.terms:
+            rules = f"{options(*kept)}; the rule of this load is {options(*rule.terms)}"
+            raise LoadError(f"{path}: was filled under the rule {rules}; use that rule or another --db")
+
+
+def options(timezone: str, min_engagement_msec: int, valuable_events: list[str]) -> str:
+    """A rule as a user writes it."""
+    from shlex import quote
+
+    globs = " ".join(f"--valuable-event {quote(glob)}" for glob in valuable_events)
+    return f"--timezone {timezone} --min-engagement-msec {min_engagement_msec} {globs}"
+
+
+def check_database(path: str, rule: Rule) -> None:
+    """Raise LoadError where a load into a database is going to be refused, before the events are read."""
+    directory = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(directory):
+        raise LoadError(f"{path}: there is no directory {directory}; make it first")
+    if os.path.exists(path):
+        with database_errors(path), contextlib.closing(connect(path)) as db:
+            check(db, path, rule)
+
+
+def copy_of(path: str, rule: Rule, dates: list[str]) -> sqlite3.Connection:
+    """A temporary database with what a database holds of some dates: to try a load on."""
+    from pathlib import Path
+
+    db = sqlite3.connect("", uri=True, isolation_level=None)
+    db.executescript(schema())
+    if os.path.exists(path):
+        db.execute("ATTACH ? AS stored", (Path(path).absolute().as_uri() + "?mode=ro",))
+        check(db, path, rule, "stored")
+        if db.execute("SELECT 1 FROM stored.sqlite_master").fetchone():
+            copy = "INSERT INTO active_user SELECT * FROM stored.active_user WHERE date = ?"
+            patiently(lambda: db.executemany(copy, [(date,) for date in dates]))
+    return db
+
+
+def store(
+    path: str, rule: Rule, merger: Merger, sources: Iterable[str], replace: bool, dry_run: bool
+) -> list[DateCount]:
+    """Load what was merged into a database in one transaction, and return the dates it touched, in order. A dry run
+    does the same to a temporary copy. Raises LoadError."""
+    dates = merger.dates()
+    with database_errors(path), contextlib.closing(copy_of(path, rule, dates) if dry_run else connect(path)) as db:
+        if not dry_run:
+            check(db, path, rule)
+        db.execute("PRAGMA cache_size = -32768")  # KiB
+        db.execute("CREATE TEMP TABLE replaced (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID")
+        patiently(lambda: db.executescript("BEGIN IMMEDIATE;" + schema()))
+        check(db, path, rule)
+        counts = [store_date(db, date, merger.runs(date), replace) for date in dates]
+        names = [os.fsencode(source).decode(errors="backslashreplace") for source in sources]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        zone, msec, globs = rule.terms
+        db.execute(
+            f"INSERT INTO load_log VALUES ({', '.join('?' * 13)})",
+            (
+                now,
+                to_json(names),
+                zone,
+                msec,
+                to_json(globs),
+                replace,
+                *(merger.tally[name] for name in TALLIES),
+                sum(count.added for count in counts),
+            ),
+        )
+        if not dry_run:
+            patiently(lambda: db.execute("COMMIT"))
+    return counts
+
+
+def store_date(db: sqlite3.Connection, date: str, runs: Iterable[str], replace: bool) -> DateCount:
+    """Add the users of a date, as sorted JSON arrays, to those in a database, or put them in their place."""
+    if replace:
+        db.execute("INSERT INTO replaced SELECT user_pseudo_id FROM active_user WHERE date = ?", (date,))
+        db.execute("DELETE FROM active_user WHERE date = ?", (date,))
+    added = 0
+    for users in runs:
+        if "\\u0000" not in users:
+            insert = "INSERT OR IGNORE INTO active_user SELECT ?, value FROM json_each(?)"
+            added += db.execute(insert, (date, users)).rowcount
+        else:  # where SQLite's JSON functions end a text
+            rows = [(date, user) for user in msgspec.json.decode(users)]
+            added += db.executemany("INSERT OR IGNORE INTO active_user VALUES (?, ?)", rows).rowcount
+    if replace:
+        again = "SELECT count(*) FROM replaced JOIN active_user USING (user_pseudo_id) WHERE date = ?"
+        added -= db.execute(again, (date,)).fetchone()[0]
+        db.execute("DELETE FROM replaced")
+    count = db.execute("SELECT count(*) FROM active_user WHERE date = ?", (date,)).fetchone()[0]
+    db.execute(
+        """INSERT INTO active_user_table VALUES (?, ?)
+           ON CONFLICT (date) DO UPDATE SET active_user_count = excluded.active_user_count""",
+        (date, count),
+    )
+    return DateCount(date, count, added)
+
+
+# -- The report ------------------------------------------------------------------------------------------------------
+
+
+def as_json(counts: list[DateCount], tally: dict[str, int]) -> str:
+    return to_json({"dates": counts, **{name: tally[name] for name in TALLIES if name != "blank_lines"}})
+
+
+def as_csv(counts: list[DateCount], tally: dict[str, int]) -> str:
+    rows = [f"{count.date},{count.active_user_count},{count.added}" for count in counts]
+    return "\n".join(["date,active_user_count,added", *rows])
+
+
+def as_table(counts: list[DateCount], tally: dict[str, int]) -> str:
+    """A line a date with a bar that ends within the terminal, and a line of tallies."""
+    import shutil
+
+    width = shutil.get_terminal_size().columns
+    rows = [f"{'date':<10}  {'active_user_count':>17}  {'added':>9}"]
+    most = max((count.active_user_count for count in counts), default=0)
+    for count in counts:
+        bar = "#" * round(count.active_user_count / max(most, 1) * max(width - 43, 10))
+        rows.append(f"{count.date}  {count.active_user_count:>17}  {count.added:>9}  {bar}".rstrip())
+    new = sum(count.added for count in counts)
+    funnel = f"{tally['lines']} lines -> {tally['engagement_events']} engagement events -> "
+    funnel += f"{tally['active_events']} active -> {new} new active users by date"
+    for name in ("anonymous_events", "bad_records"):
+        if tally[name]:
+            funnel += f"; {tally[name]} {name.replace('_', ' ')}"
+    return "\n".join([*rows, funnel])
+
+
+def printable(text: str) -> str:
+    """A text with its control characters escaped, so that no file name or datum can steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+# -- The command -----------------------------------------------------------------------------------------------------
+
+SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
+COUNT = click.IntRange(0, 10**15)
+LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
+
+
+def batches(parts: list[Range], scan: Scanner, workers: int) -> Iterator[tuple[int, Batch]]:
+    """Yield the batches of some ranges, each with the index of its range, from a pool of processes if that pays."""
+    files = [part for part in parts if part.source != "-" and os.path.isfile(part.source)]
+    size = sum(part.end - part.start if part.end else 10 * os.path.getsize(part.source) for part in files)
+    if workers > 1 and len(files) == len(parts) > 1 and size > SMALL:
+        return scan_in_processes(parts, scan, min(workers, len(parts)))
+    return scan_in_turn(parts, scan)
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def check_files(db: str, rejects: str | None, events: tuple[str, ...]) -> None:
+    """Raise UsageError where one file is to be read and written."""
+    for written in filter(None, (db, rejects)):
+        for other in (*events, db):
+            both = other is not written and os.path.exists(written) and os.path.exists(other)
+            if both and os.path.samefile(written, other):
+                raise click.UsageError(f"{printable(written)} is to be written, but also to be read")
+
+
+@contextlib.contextmanager
+def temporary_file_errors() -> Iterator[None]:
+    """Raise what SQLite says about the temporary database as a LoadError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LoadError(f"temporary files: {error}; make room in TMPDIR, or set TMPDIR to a larger disk") from None
+
+
+def report_bad_records(merger: Merger, rejects: str | None) -> None:
+    """Print the first bad records and how many more there are, and write them all to the file of rejects."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(rejects, "wb")) if rejects else None
+            for number, (source, line, reason, record) in enumerate(merger.bad_records()):
+                if number < SHOWN:
+                    click.echo(f"{printable(source)}:{line}: {printable(reason)}", err=True)
+                if file:
+                    file.write(record + b"\n")
+                elif number >= SHOWN:
+                    break
+            if file:
+                file.flush()
+        except OSError as error:
+            raise LoadError(f"{rejects}: {error.strerror}; nothing was loaded") from None
+    if merger.tally["bad_records"] > SHOWN:
+        click.echo(f"and {merger.tally['bad_records'] - SHOWN} more bad records", err=True)
+
+
+def print_report(text: str) -> None:
+    """Print the report of a committed load. Raises LoadError."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:  # the reader had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise LoadError(f"the events are loaded, but the report could not be written: {error.strerror}") from None
+
+
+@click.command(
+    context_settings={
+        "auto_envvar_prefix": "LOAD_ACTIVE_USERS",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
+)
+@click.argument("events", nargs=-1, required=True)
+@click.option("--db", default="active_user_table.db", metavar="PATH", help="SQLite file, made when missing.")
+@click.option("--timezone", default="US/Central", metavar="NAME", help="IANA zone whose calendar dates are counted.")
+@click.option("--min-engagement-msec", default=3000, type=COUNT, help="Least engagement time of an active event.")
+@click.option(
+    "--valuable-event",
+    default=["*_event"],
+    multiple=True,
+    metavar="GLOB",
+    help="An event parameter whose key matches makes the event valuable; repeatable.",
+)
+@click.option("--max-bad-records", default=0, type=COUNT, help="Bad records to tolerate; more, and nothing is loaded.")
+@click.option("--rejects", metavar="FILE", help="Write every bad record to FILE, byte for byte, one a line.")
+@click.option("--validate", is_flag=True, help="Decode every line, also those that can hold no engagement event.")
+@click.option("--replace", is_flag=True, help="Replace the dates in this load, instead of merging into them.")
+@click.option("--workers", type=click.IntRange(1), show_default="the usable CPUs", help="Processes that scan.")
+@click.option("--dry-run", is_flag=True, help="Count and report; write nothing.")
+@click.option("--format", "layout", default="table", type=click.Choice(list(LAYOUTS)), help="Of the report.")
+@click.option("-q", "--quiet", is_flag=True, help="No report on standard output.")
+@click.version_option(__version__, message="%(version)s")
+def main(
+    events: tuple[str, ...],
+    db: str,
+    timezone: str,
+    min_engagement_msec: int,
+    valuable_event: tuple[str, ...],
+    max_bad_records: int,
+    rejects: str | None,
+    validate: bool,
+    replace: bool,
+    workers: int | None,
+    dry_run: bool,
+    layout: str,
+    quiet: bool,
+) -> None:
+    """Load the number of active users per day from analytics events into an SQL table.
+
+    \b
+    Examples:
+      python load_active_users.py data/bq-results-sample-data.jsons
+      python load_active_users.py --db /srv/analytics.db events-*.json.gz
+      gsutil cat 'gs://bucket/events-*.json.gz' | python load_active_users.py -
+
+    EVENTS are newline-delimited JSON files as BigQuery exports them, also compressed (gzip, zstd), or - for standard
+    input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
+    set in the environment too: LOAD_ACTIVE_USERS_DB, ...
+    """
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        try:
+            rule = Rule(timezone, min_engagement_msec, valuable_event)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="'--timezone'") from None
+        check_files(db, rejects, events)
+        check_database(db, rule)
+        parts = ranges(events)
+        merger = Merger(parts)
+        scan = Scanner(rule, validate, keep=rejects is not None)
+        with temporary_file_errors():
+            for index, batch in batches(parts, scan, workers or usable_cpus()):
+                merger.add(index, batch)
+            report_bad_records(merger, None if dry_run else rejects)
+        bad = merger.tally["bad_records"]
+        if bad > max_bad_records:
+            raise LoadError(f"bad records: {bad}, more than --max-bad-records {max_bad_records}; nothing was loaded")
+        counts = store(db, rule, merger, events, replace, dry_run)
+        if not quiet:
+            print_report(LAYOUTS[layout](counts, merger.tally))
+    except LoadError as error:
+        raise click.ClickException(printable(str(error))) from None
+
+
+def stop(number: int, frame: object) -> NoReturn:
+    """End at a signal with the exit status that a shell expects."""
+    click.echo(f"{signal.Signals(number).name}: a load that is not committed leaves nothing behind", err=True)
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
