@@ -13,10 +13,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import signal
+
+if __name__ == "__main__":  # what is imported below takes a moment, in which Ctrl-C is to end in silence as well
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import contextlib
+import io
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -107,9 +111,11 @@ def integer(value: Any, field: str) -> int:
     """The integer that a field holds, as a JSON number or string. Raises BadRecord."""
     if type(value) is int:
         return value
-    if type(value) is str and value.isascii() and value.removeprefix("-").isdigit():
-        with contextlib.suppress(ValueError):  # more digits than Python converts
+    if type(value) is str and value.isascii() and (value.isdigit() or (value[:1] == "-" and value[1:].isdigit())):
+        try:
             return int(value)
+        except ValueError:  # more digits than Python converts
+            pass
     raise BadRecord(f"{field} is no integer: {to_json(value)[:60]}")
 
 
@@ -145,7 +151,7 @@ class Rule:
         self.zone = time_zone(timezone)
         self.min_engagement_msec = min_engagement_msec
         matches = re.compile("|".join(map(translate, globs))).match
-        self.valuable = Memo[str, bool](lambda key: matches(key) is not None)
+        self.is_valuable = Memo[str | None, bool](lambda key: key is not None and matches(key) is not None)
         self.date_of_hour = Memo[int, str](self.date_throughout)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,12 +162,9 @@ class Rule:
         engaged = valuable = False
         for parameter in event.event_params or ():
             key = parameter.key
-            if key is None:
-                continue
             if key == "engagement_time_msec" and parameter.value and parameter.value.int_value is not None:
                 engaged |= integer(parameter.value.int_value, key) >= self.min_engagement_msec
-            if self.valuable[key]:
-                valuable = True
+            valuable = valuable or self.is_valuable[key]
         date = self.date(integer(event.event_timestamp, "event_timestamp"))
         return date if engaged and valuable else None
 

@@ -9,10 +9,10 @@ from typing import Any
 import plain
 import pytest
 from conftest import NOON, SAMPLE, event, lines
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from load_active_users import TALLIES, Merger, Range, Rule, Scanner, ranges, scan_in_turn
+from load_active_users import GZIP, TALLIES, ZSTD, Merger, Range, Rule, Scanner, ranges, scan_in_turn
 
 RULE = Rule("US/Central", 3000, ["*_event"])
 
@@ -115,6 +115,7 @@ def test_any_file_in_any_blocks_and_ranges(tmp_path_factory: Any, data: bytes, c
 def test_a_bad_byte_anywhere(tmp_path_factory: Any, data: bytes, size: int, draw: st.DataObject) -> None:
     at = draw.draw(st.integers(0, len(data)))
     data = data[:at] + draw.draw(st.binary(max_size=2)) + data[at + draw.draw(st.integers(0, 2)) :]
+    assume(not data.startswith((GZIP, ZSTD)))
     path = tmp_path_factory.getbasetemp() / "broken.jsons"
     path.write_bytes(data)
     assert scan(path, [at], size) == without_zeros(plain.read(data))
