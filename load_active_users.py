@@ -209,11 +209,12 @@ NEWLINE, OPEN, CLOSE = b"\n{}"
 BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BLOCK = 256 << 10  # bytes: small enough to stay in the processor's cache while it is searched again and again
-MAX_LINE = 256 << 20  # bytes
+MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 BATCH = 32 << 20  # bytes of lines
 SHOWN = 20  # bad records to report in full
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
+REPLACED = "the file was replaced while it was read; load it again"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB: one event a line is expected"
 
 
@@ -223,6 +224,7 @@ class Range(Struct, frozen=True):
     source: str
     start: int = 0
     end: int | None = None
+    inode: int = 0  # of the file that is to be read, where it is read in several ranges
 
 
 class Batch(Struct):
@@ -342,15 +344,17 @@ def blocks(part: Range, size: int) -> Iterator[tuple[bytearray, int]]:
     with opened(part.source) as stream:
         left = sys.maxsize
         if part.end is not None:
+            if os.fstat(stream.fileno()).st_ino != part.inode:
+                raise LoadError(REPLACED)
             start, end = line_start(stream, part.start), line_start(stream, part.end)
             stream.seek(start)
             left = end - start
         buffer, held, bom = bytearray(size), 0, part.start == 0
         while left:
+            if held > MAX_LINE:
+                raise LoadError(TOO_LONG)
             if held + size > len(buffer):
-                if held > MAX_LINE:
-                    raise LoadError(TOO_LONG)
-                longer = bytearray(2 * len(buffer))
+                longer = bytearray(min(2 * len(buffer), MAX_LINE + 2 * size))
                 longer[:held] = memoryview(buffer)[:held]
                 buffer = longer
             count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
@@ -366,8 +370,8 @@ def blocks(part: Range, size: int) -> Iterator[tuple[bytearray, int]]:
                 bom = False
                 if length > skipped:
                     yield buffer, length - skipped
+                buffer[: filled - length] = buffer[length:filled]
             held = filled - length
-            buffer[:held] = buffer[length:filled]
 
 
 def line_start(stream: Any, offset: int) -> int:
@@ -437,11 +441,13 @@ def ranges(sources: Iterable[str]) -> list[Range]:
                 parts.append(Range(source))
                 continue
             with open(source, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
+                status = os.fstat(file.fileno())
+                size, inode = status.st_size, status.st_ino
                 if compressed(file):
                     parts.append(Range(source))
                 else:
-                    parts += [Range(source, at, min(at + BATCH, size)) for at in range(0, size, BATCH)]
+                    starts = range(0, size, BATCH)
+                    parts += [Range(source, start, min(start + BATCH, size), inode) for start in starts]
         except OSError as error:
             raise LoadError(f"{source}: {error.strerror}") from None
     return parts
@@ -852,20 +858,17 @@ def temporary_file_errors() -> Iterator[None]:
 
 def report_bad_records(merger: Merger, rejects: str | None) -> None:
     """Print the first bad records and how many more there are, and write them all to the file of rejects."""
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(rejects, "wb")) if rejects else None
+    try:
+        with open(rejects, "wb") if rejects else contextlib.nullcontext() as file:
             for number, (source, line, reason, record) in enumerate(merger.bad_records()):
                 if number < SHOWN:
                     click.echo(f"{printable(source)}:{line}: {printable(reason)}", err=True)
+                elif not file:
+                    break
                 if file:
                     file.write(record + b"\n")
-                elif number >= SHOWN:
-                    break
-            if file:
-                file.flush()
-        except OSError as error:
-            raise LoadError(f"{rejects}: {error.strerror}; nothing was loaded") from None
+    except OSError as error:
+        raise LoadError(f"{rejects}: {error.strerror}; nothing was loaded") from None
     if merger.tally["bad_records"] > SHOWN:
         click.echo(f"and {merger.tally['bad_records'] - SHOWN} more bad records", err=True)
 

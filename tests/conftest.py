@@ -3,6 +3,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,13 @@ class Loader:
         return dict(self.query("SELECT date, active_user_count FROM active_user_table ORDER BY date"))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(self.db) as db:
+        with closing(sqlite3.connect(self.db)) as db:
             return db.execute(sql).fetchall()
 
     def content(self) -> list[str] | None:
         if not self.db.exists():
             return None
-        with sqlite3.connect(self.db) as db:
+        with closing(sqlite3.connect(self.db)) as db:
             return list(db.iterdump())
 
 
