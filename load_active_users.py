@@ -259,9 +259,9 @@ class Scanner:
                 if size >= BATCH:
                     yield batch
                     first_line, size, batch = first_line + batch.lines, 0, Batch()
-        except (LoadError, OSError) as error:
+        except (LoadError, OSError, MemoryError) as error:
             line = f":{first_line + batch.lines}" if part.start == 0 else ""
-            raise LoadError(f"{part.source}{line}: {error}") from None
+            raise LoadError(f"{part.source}{line}: {str(error) or 'out of memory'}") from None
         if batch.lines:
             yield batch
 
@@ -469,14 +469,14 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterat
     # A fork starts at once and shares what is imported; elsewhere than on Linux it is not safe.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     todo = iter(enumerate(parts))
-    underway: dict[Any, list[int]] = {}  # by connection to a worker, the indices of the ranges it has been sent
+    underway: dict[Any, int] = {}  # by connection to a worker, the index of the range that it scans
     failed: dict[int, LoadError] = {}
-    processes = []
+    connections, processes = [], []
 
     def hand_out(connection: Any) -> None:
         task = None if failed else next(todo, None)
         if task:
-            underway[connection].append(task[0])
+            underway[connection] = task[0]
             connection.send(task[1])
 
     try:
@@ -485,24 +485,23 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterat
             processes.append(context.Process(target=work, args=(theirs, scan), daemon=True))
             processes[-1].start()
             theirs.close()
-            underway[connection] = []
-        for connection in [*underway, *underway]:  # two each: the next is there when one is done
-            hand_out(connection)
-        while any(not failed or index < min(failed) for indices in underway.values() for index in indices):
-            ready: Any = wait([connection for connection, indices in underway.items() if indices])
-            for connection in ready:
-                try:
-                    result = connection.recv()
-                except (EOFError, OSError):
-                    raise LoadError("a scanning process was killed (out of memory?); try fewer --workers") from None
-                index = underway[connection][0]
-                if isinstance(result, Batch):
-                    yield index, result
-                    continue
-                if isinstance(result, LoadError):
-                    failed[index] = result
-                underway[connection].remove(index)
+            connections.append(connection)
+        try:
+            for connection in connections:
                 hand_out(connection)
+            while any(not failed or index < min(failed) for index in underway.values()):
+                ready: Any = wait(list(underway))
+                for connection in ready:
+                    result = connection.recv()
+                    if isinstance(result, Batch):
+                        yield underway[connection], result
+                        continue
+                    index = underway.pop(connection)
+                    if isinstance(result, LoadError):
+                        failed[index] = result
+                    hand_out(connection)
+        except (EOFError, OSError):
+            raise LoadError("a scanning process was killed (out of memory?); try fewer --workers") from None
     finally:
         for process in processes:
             process.kill()
@@ -960,8 +959,8 @@ def main(
         counts = store(db, rule, merger, events, replace, dry_run)
         if not quiet:
             print_report(LAYOUTS[layout](counts, merger.tally))
-    except LoadError as error:
-        raise click.ClickException(printable(str(error))) from None
+    except (LoadError, OSError, MemoryError) as error:
+        raise click.ClickException(printable(str(error) or "out of memory")) from None
 
 
 def stop(number: int, frame: object) -> NoReturn:

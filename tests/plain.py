@@ -47,9 +47,9 @@ def active_user(
     return (date, user or None) if valuable and any(msec >= least for msec in msecs) else None
 
 
-def read(data: bytes, **rule: Any) -> tuple[dict[str, set[str]], dict[str, int], list[int]]:
-    """The active users by date, the tallies and the numbers of the bad lines."""
-    users, tally, bad = defaultdict(set), defaultdict(int), []
+def read(data: bytes, **rule: Any) -> tuple[dict[str, set[str]], dict[str, int], dict[int, bytes]]:
+    """The active users by date, the tallies and the bad lines by number."""
+    users, tally, bad = defaultdict(set), defaultdict(int), {}
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
         tally["lines"] += 1
@@ -71,6 +71,6 @@ def read(data: bytes, **rule: Any) -> tuple[dict[str, set[str]], dict[str, int],
                     if active and active[1]:
                         users[active[0]].add(active[1])
         except (ValueError, RecursionError):
-            bad.append(number)
+            bad[number] = line
             tally["bad_records"] += 1
     return dict(users), dict(tally), bad

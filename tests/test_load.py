@@ -658,5 +658,5 @@ def test_requirements_are_those_of_the_script() -> None:
 
 def test_the_plain_reading_of_the_sample() -> None:
     users, tally, bad = plain.read(SAMPLE.read_bytes())
-    assert ({date: len(ids) for date, ids in sorted(users.items())}, bad) == (SAMPLE_TABLE, [])
+    assert ({date: len(ids) for date, ids in sorted(users.items())}, bad) == (SAMPLE_TABLE, {})
     assert tally == {"lines": 1000, "engagement_events": 75, "active_events": 64, "anonymous_events": 0}
