@@ -12,7 +12,19 @@ from conftest import NOON, SAMPLE, event, lines
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from load_active_users import GZIP, TALLIES, ZSTD, Merger, Range, Rule, Scanner, ranges, scan_in_turn
+from load_active_users import (
+    GZIP,
+    TALLIES,
+    ZSTD,
+    LoadError,
+    Merger,
+    Range,
+    Rule,
+    Scanner,
+    blocks,
+    ranges,
+    scan_in_turn,
+)
 
 RULE = Rule("US/Central", 3000, ["*_event"])
 
@@ -88,7 +100,9 @@ def spelling(draw: st.DrawFn) -> bytes:
 line = (
     spelling()
     | spelling()
-    | st.sampled_from([b"{}", b"", b" \t", b"{", b"}", b"[{}]", b"\xef\xbb\xbf{}", b"{}{}", b"\\u0075", b'{"\\u00', b"null"])
+    | st.sampled_from(
+        [b"{}", b"", b" \t", b"{", b"}", b"[{}]", b"\xef\xbb\xbf{}", b"{}{}", b"\\u0075", b'{"\\u00', b"null"]
+    )
 )
 files = st.builds(
     lambda bom, rows, newline, last: bom + newline.join(rows) + (newline if last else b""),
@@ -177,3 +191,15 @@ def test_a_line_of_many_blocks_and_ranges(tmp_path: Path) -> None:
     for cuts in ([], [10, 3_000_000], list(range(0, len(data), 777_777))):
         assert scan(path, cuts, 4096) == without_zeros(plain.read(data))
     assert scan(path, [], 4096)[0] == {"2019-12-30": {"a", "b", "c", "long"}}
+
+
+def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> None:
+    path = tmp_path / "shrinking.jsons"
+    path.write_bytes(lines(event()) * 100)
+    (part,) = ranges([str(path)])
+    scanning = blocks(part, 1000)
+    next(scanning)
+    with path.open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(LoadError, match="cut short"):
+        list(scanning)
