@@ -538,7 +538,7 @@ def work(connection: Any, scan: Scanner) -> None:
 # -- Merging ---------------------------------------------------------------------------------------------------------
 
 TALLIES = ("lines", "blank_lines", "engagement_events", "active_events", "anonymous_events", "bad_records")
-HELD = 16 << 20  # bytes of user_pseudo_ids to hold in memory before they are staged
+HELD = 32 << 20  # bytes, about, of users to hold in memory before they are staged
 
 
 class Merger:
@@ -554,6 +554,7 @@ class Merger:
         self.staged = sqlite3.connect("", isolation_level=None)
         self.staged.execute("PRAGMA journal_mode = OFF")
         self.staged.execute("CREATE TABLE run (date TEXT, users TEXT)")  # a sorted JSON array
+        self.staged.execute("CREATE INDEX run_date ON run (date)")
         self.staged.execute("CREATE TABLE bad (part INTEGER, line INTEGER, reason TEXT, record BLOB)")
         self.staged.execute("BEGIN")
 
@@ -564,7 +565,7 @@ class Merger:
         self.lines[index] += batch.lines
         self.staged.executemany("INSERT INTO bad VALUES (?, ?, ?, ?)", [(index, *bad) for bad in batch.bad])
         for date, users in batch.users.items():
-            self.held += sum(map(len, users))
+            self.held += 256 + sum(map(len, users)) + 64 * len(users)  # a set and its strings have their own size
             if date in self.users:
                 self.users[date] |= users
             else:

@@ -428,6 +428,16 @@ def test_many_users_are_staged_in_bounded_memory(loader: Loader) -> None:
     assert megabytes < 150
 
 
+def test_very_many_dates(loader: Loader) -> None:
+    """As from clocks gone wild: no step may take longer a date the more dates there are."""
+    path = loader.directory / loader.file(b"")
+    with path.open("wb") as file:
+        file.writelines(lines(event("u", time=day * 86_400 * 10**6)) for day in range(200_000))
+    status, output, megabytes = peak_memory(loader, "--format", "json", path)
+    assert (status, len(json.loads(output)["dates"])) == (0, 200_000)
+    assert megabytes < 250
+
+
 def test_every_line_is_good_or_bad_or_blank(loader: Loader) -> None:
     rows = [b"", b" ", b"x", b'{"a":}', b'{"a":1}', b"{", lines(event("a")).strip(), lines(event(time=None)).strip()]
     chosen = random.Random(5).choices(rows, k=5000)

@@ -203,3 +203,92 @@ def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> No
         file.truncate(5000)
     with pytest.raises(LoadError, match="cut short"):
         list(scanning)
+
+
+# After the kinds of case in https://github.com/nst/JSONTestSuite: values that JSON has, and that it has not.
+VALUES = [
+    b"-0",
+    b"1E+2",
+    b"0.1e-7",
+    b"123.456",
+    b"1e400",
+    b"9" * 400,
+    b'"\\u0000"',
+    b'"\\uD834\\uDD1E"',
+    b'"\\/\\b\\f"',
+]
+VALUES += [
+    b"[]",
+    b'{"":{"":[null,true,false]}}',
+    b'"\x7f"',
+    '"\u2028é😀"'.encode(),
+    b"[" * 400 + b"]" * 400,
+    b' \t"" \r',
+]
+NO_VALUES = [
+    b"01",
+    b"-01",
+    b"+1",
+    b".5",
+    b"1.",
+    b"1e",
+    b"1e+",
+    b"0x1",
+    b"-",
+    b"--1",
+    b"1_0",
+    b"NaN",
+    b"-Infinity",
+    b"1 2",
+]
+NO_VALUES += [
+    b"[1,]",
+    b"[,1]",
+    b"[1",
+    b"1]",
+    b'{"a":1,}',
+    b'{"a"}',
+    b"{a:1}",
+    b'{"a":}',
+    b"{1:1}",
+    b"'x'",
+    b'"',
+    b'"\\x"',
+]
+NO_VALUES += [
+    b'"\\u00zz"',
+    b'"\\u12"',
+    b'"\t"',
+    b'"\0"',
+    b'"\\"',
+    b"tru",
+    b"nul",
+    b"True",
+    b"/**/1",
+    b"1//",
+    b"\x0c1",
+    b"\xa01",
+]
+NO_VALUES += [
+    b"",
+    b'"\\ud800"',
+    b'"\\udc00\\ud800"',
+    b'"\xff"',
+    b'"\xc0\xaf"',
+    b'"\xed\xa0\x80"',
+    b"\xef\xbb\xbf1",
+    b"\0",
+]
+
+
+@pytest.mark.parametrize(("values", "good"), [(VALUES, True), (NO_VALUES, False)], ids=["good", "bad"])
+def test_kinds_of_json(tmp_path: Path, values: list[bytes], good: bool) -> None:
+    """In a field that nothing depends on, of an event that counts."""
+    rows = [json.dumps(event(str(number), x=0)).encode() for number in range(len(values))]
+    path = tmp_path / "kinds.jsons"
+    path.write_bytes(
+        b"\n".join(row.replace(b'"x": 0', b'"x": ' + value) for row, value in zip(rows, values, strict=True))
+    )
+    _, tally, bad = scan(path, [], 1000)
+    assert list(bad) == ([] if good else list(range(1, len(values) + 1)))
+    assert tally.get("active_events", 0) == (len(values) if good else 0)
