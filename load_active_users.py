@@ -453,6 +453,9 @@ def ranges(sources: Iterable[str]) -> list[Range]:
     return parts
 
 
+STOPS = {signal.SIGINT, signal.SIGTERM}
+
+
 def scan_in_turn(parts: list[Range], scan: Scanner) -> Iterator[tuple[int, Batch]]:
     """Yield the batches of some ranges, each with the index of its range. Raises LoadError."""
     for index, part in enumerate(parts):
@@ -480,12 +483,14 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterat
             connection.send(task[1])
 
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until a worker knows that they are its parent's to handle
         for _ in range(workers):
             connection, theirs = context.Pipe()
             processes.append(context.Process(target=work, args=(theirs, scan), daemon=True))
             processes[-1].start()
             theirs.close()
             connections.append(connection)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         try:
             for connection in connections:
                 hand_out(connection)
@@ -524,6 +529,7 @@ def work(connection: Any, scan: Scanner) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
         part = connection.recv()
@@ -938,8 +944,8 @@ def main(
     input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
     set in the environment too: LOAD_ACTIVE_USERS_DB, ...
     """
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for number in STOPS:
+        signal.signal(number, stop)
     try:
         try:
             rule = Rule(timezone, min_engagement_msec, valuable_event)

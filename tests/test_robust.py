@@ -148,6 +148,16 @@ def test_ctrl_c_ends_all_of_it_at_once(loader: Loader, large: Path, whole_group:
     assert not loader.db.exists()
 
 
+def test_ctrl_c_is_not_for_the_workers(loader: Loader, large: Path) -> None:
+    with start(loader, "--workers", 2, "--max-bad-records", 10**6, "--format", "json", *[large] * 40) as process:
+        for pid in workers_of(process) * 3:
+            time.sleep(0.01)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, len(json.loads(out)["dates"])) == (0, 3)
+
+
 def test_no_worker_outlives_its_parent(loader: Loader, large: Path) -> None:
     with start(loader, "--workers", 3, *[large] * 40, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         pids = workers_of(process, 3)
