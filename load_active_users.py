@@ -208,7 +208,7 @@ ESCAPED_LETTERS = (b"\\u005f", b"\\u005F", b"\\u006", b"\\u007")  # that can spe
 NEWLINE, OPEN, CLOSE = b"\n{}"
 BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
-BLOCK = 256 << 10  # bytes: small enough to stay in the processor's cache while it is searched again and again
+BLOCK = 384 << 10  # bytes: little enough to stay in the processor's cache while it is searched again and again
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 BATCH = 32 << 20  # bytes of lines
 SHOWN = 20  # bad records to report in full
@@ -327,10 +327,11 @@ class Scanner:
         batch.active_events += 1
         if not event.user_pseudo_id:
             batch.anonymous_events += 1
-        elif date in batch.users:
-            batch.users[date].add(event.user_pseudo_id)
         else:
-            batch.users[date] = {event.user_pseudo_id}
+            try:
+                batch.users[date].add(event.user_pseudo_id)
+            except KeyError:
+                batch.users[date] = {event.user_pseudo_id}
 
     def add_bad_record(self, number: int, error: BadRecord, line: memoryview, batch: Batch) -> None:
         batch.bad_records += 1
@@ -472,14 +473,14 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterat
     # A fork starts at once and shares what is imported; elsewhere than on Linux it is not safe.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     todo = iter(enumerate(parts))
-    underway: dict[Any, int] = {}  # by connection to a worker, the index of the range that it scans
+    underway: dict[Any, list[int]] = {}  # by connection to a worker, the indices of the ranges it has been sent
     failed: dict[int, LoadError] = {}
-    connections, processes = [], []
+    processes = []
 
     def hand_out(connection: Any) -> None:
         task = None if failed else next(todo, None)
         if task:
-            underway[connection] = task[0]
+            underway[connection].append(task[0])
             connection.send(task[1])
 
     try:
@@ -489,21 +490,24 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterat
             processes.append(context.Process(target=work, args=(theirs, scan), daemon=True))
             processes[-1].start()
             theirs.close()
-            connections.append(connection)
+            underway[connection] = []
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         try:
-            for connection in connections:
+            for connection in underway:
                 hand_out(connection)
-            while any(not failed or index < min(failed) for index in underway.values()):
-                ready: Any = wait(list(underway))
+                if parts[0].end is not None:  # a small range: no worker is to wait for its next one
+                    hand_out(connection)
+            while any(not failed or index < min(failed) for indices in underway.values() for index in indices):
+                ready: Any = wait([connection for connection, indices in underway.items() if indices])
                 for connection in ready:
                     result = connection.recv()
+                    index = underway[connection][0]
                     if isinstance(result, Batch):
-                        yield underway[connection], result
+                        yield index, result
                         continue
-                    index = underway.pop(connection)
                     if isinstance(result, LoadError):
                         failed[index] = result
+                    del underway[connection][0]
                     hand_out(connection)
         except (EOFError, OSError):
             raise LoadError("a scanning process was killed (out of memory?); try fewer --workers") from None
