@@ -590,8 +590,7 @@ class Merger:
         self.users, self.held = {}, 0
 
     def dates(self) -> list[str]:
-        """The dates that have an active user, in order."""
-        self.stage()
+        """The dates that have an active user, in order, of what is staged."""
         return [date for (date,) in self.staged.execute("SELECT DISTINCT date FROM run ORDER BY date")]
 
     def runs(self, date: str) -> Iterator[str]:
@@ -963,6 +962,7 @@ def main(
         with temporary_file_errors():
             for index, batch in batches(parts, scan, workers or usable_cpus()):
                 merger.add(index, batch)
+            merger.stage()
             report_bad_records(merger, None if dry_run else rejects)
         bad = merger.tally["bad_records"]
         if bad > max_bad_records:

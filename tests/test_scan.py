@@ -41,6 +41,7 @@ def merged(parts: list[Range], scanner: Scanner) -> tuple[dict, dict, dict]:
     merger = Merger(parts)
     for index, batch in scan_in_turn(parts, scanner):
         merger.add(index, batch)
+    merger.stage()
     users = {date: {user for run in merger.runs(date) for user in json.loads(run)} for date in merger.dates()}
     tally = {name: merger.tally[name] for name in TALLIES if merger.tally[name]}
     return users, tally, {line: record for _, line, _, record in merger.bad_records()}
