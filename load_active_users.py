@@ -16,8 +16,10 @@ from __future__ import annotations
 import os
 import signal
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 if __name__ == "__main__":  # what is imported below takes a moment, in which Ctrl-C is to end in silence as well
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    for stop_signal in STOPS:
+        signal.signal(stop_signal, lambda number, _: os._exit(128 + number))
 
 import contextlib
 import io
@@ -452,9 +454,6 @@ def ranges(sources: Iterable[str]) -> list[Range]:
         except OSError as error:
             raise LoadError(f"{source}: {error.strerror}") from None
     return parts
-
-
-STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 def scan_in_turn(parts: list[Range], scan: Scanner) -> Iterator[tuple[int, Batch]]:
@@ -947,8 +946,8 @@ def main(
     input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
     set in the environment too: LOAD_ACTIVE_USERS_DB, ...
     """
-    for number in STOPS:
-        signal.signal(number, stop)
+    for stop_signal in STOPS:
+        signal.signal(stop_signal, stop)
     try:
         try:
             rule = Rule(timezone, min_engagement_msec, valuable_event)
