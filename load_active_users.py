@@ -16,9 +16,8 @@ from __future__ import annotations
 import os
 import signal
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
 if __name__ == "__main__":  # what is imported below takes a moment, in which Ctrl-C is to end in silence as well
-    for stop_signal in STOPS:
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop_signal, lambda number, _: os._exit(128 + number))
 
 import contextlib
@@ -454,6 +453,9 @@ def ranges(sources: Iterable[str]) -> list[Range]:
         except OSError as error:
             raise LoadError(f"{source}: {error.strerror}") from None
     return parts
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def scan_in_turn(parts: list[Range], scan: Scanner) -> Iterator[tuple[int, Batch]]:
@@ -946,8 +948,7 @@ def main(
     input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
     set in the environment too: LOAD_ACTIVE_USERS_DB, ...
     """
-    for stop_signal in STOPS:
-        signal.signal(stop_signal, stop)
+    handle_stops(stop)
     try:
         try:
             rule = Rule(timezone, min_engagement_msec, valuable_event)
@@ -971,12 +972,20 @@ def main(
             print_report(LAYOUTS[layout](counts, merger.tally))
     except (LoadError, OSError, MemoryError) as error:
         raise click.ClickException(printable(str(error) or "out of memory")) from None
+    finally:
+        handle_stops(signal.SIG_IGN)  # all is done, and what Python does at its end is not to be disturbed
 
 
 def stop(number: int, frame: object) -> NoReturn:
     """End at a signal with the exit status that a shell expects."""
+    handle_stops(signal.SIG_IGN)
     click.echo(f"{signal.Signals(number).name}: a load that is not committed leaves nothing behind", err=True)
     sys.exit(128 + number)
+
+
+def handle_stops(handler: Any) -> None:
+    for number in STOPS:
+        signal.signal(number, handler)
 
 
 if __name__ == "__main__":
