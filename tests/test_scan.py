@@ -116,6 +116,7 @@ files = st.builds(
 
 @settings(max_examples=500)
 @given(files, st.lists(st.integers(0, 5000), max_size=6), st.sampled_from([1, 2, 3, 7, 16, 61, 300, 1000, 10**5]))
+@example(b"{}\n\xef\xbb\xbf{}\n", [], 1)
 @example(lines(event()), [1], 1)
 @example(b'{"a":"user_engagement\xff"}\n', [], 100)
 @example(b'{"event_name":"\\u0075ser_engagement","event_timestamp":null}', [], 100)
