@@ -225,7 +225,7 @@ class Range(Struct, frozen=True):
     source: str
     start: int = 0
     end: int | None = None
-    inode: int = 0  # of the file that is to be read, where it is read in several ranges
+    inode: int | None = None  # of the file when it was cut into ranges: they are to be of one and the same
 
 
 class Batch(Struct):
@@ -277,10 +277,7 @@ class Scanner:
         ends = stringzilla.count(buffer, b"\n", 0, stop)
         framed = buffer[0] == OPEN and buffer[stop - 1] == CLOSE
         framed = framed and stringzilla.count(buffer, b"}\n{", 0, stop) == ends
-        escaped = buffer.find(b"\\", 0, stop) >= 0 and any(
-            stringzilla.find(buffer, escape, 0, stop) >= 0 for escape in ESCAPED_LETTERS
-        )
-        if not framed or escaped or self.validate:
+        if not framed or spells_letters(buffer, stop) or self.validate:
             start = 0
             for line in range(ends + 1):
                 end = buffer.find(b"\n", start, stop) if line < ends else stop
@@ -308,7 +305,7 @@ class Scanner:
                 batch.blank_lines += 1
             elif record[0] != OPEN or record[-1] != CLOSE:
                 raise BadRecord("not one JSON object, {...}: one event a line is expected")
-            elif self.validate or NAME in record or any(escape in record for escape in ESCAPED_LETTERS):
+            elif self.validate or stringzilla.find(record, NAME) >= 0 or spells_letters(record, len(record)):
                 self.scan_event(record, batch)
         except BadRecord as error:
             self.add_bad_record(number, error, line, batch)
@@ -340,13 +337,19 @@ class Scanner:
             batch.bad.append((number, str(error), bytes(line) if self.keep else b""))
 
 
+def spells_letters(text: bytes | bytearray, stop: int) -> bool:
+    """Whether the first bytes of a text have escapes that can spell the name of the event."""
+    escapes = text.find(b"\\", 0, stop) >= 0
+    return escapes and any(stringzilla.find(text, letter, 0, stop) >= 0 for letter in ESCAPED_LETTERS)
+
+
 def blocks(part: Range, size: int) -> Iterator[tuple[bytearray, int]]:
     """Yield the lines of a range as (buffer, length): whole lines in the first length bytes, some size bytes at a time,
     valid until the next are asked for. Only the last may lack its newline. Raises LoadError, OSError."""
     with opened(part.source) as stream:
         left = sys.maxsize
         if part.end is not None:
-            if os.fstat(stream.fileno()).st_ino != part.inode:
+            if part.inode not in (None, os.fstat(stream.fileno()).st_ino):
                 raise LoadError(REPLACED)
             start, end = line_start(stream, part.start), line_start(stream, part.end)
             stream.seek(start)

@@ -33,7 +33,7 @@ def scan(path: Path, cuts: list[int], block_size: int, rule: Rule = RULE) -> tup
     """What plain.read returns, of a file that is scanned in ranges between some offsets."""
     size = path.stat().st_size
     borders = sorted({0, size, *(cut % (size + 1) for cut in cuts)})
-    parts = [Range(str(path), *border, path.stat().st_ino) for border in itertools.pairwise(borders)]
+    parts = [Range(str(path), *border) for border in itertools.pairwise(borders)]
     return merged(parts, Scanner(rule, keep=True, block_size=block_size))
 
 
