@@ -944,8 +944,8 @@ def main(
     \b
     Examples:
       python load_active_users.py data/bq-results-sample-data.jsons
-      python load_active_users.py --db /srv/analytics.db events-*.json.gz
-      gsutil cat 'gs://bucket/events-*.json.gz' | python load_active_users.py -
+      python load_active_users.py --db /srv/analytics.db /srv/events/*.json.gz
+      cat /srv/events/*.json.gz | python load_active_users.py --dry-run -
 
     EVENTS are newline-delimited JSON files as BigQuery exports them, also compressed (gzip, zstd), or - for standard
     input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
