@@ -7,6 +7,7 @@
 #     "stringzilla>=5,<6",
 #     "isal>=1.7,<2",
 #     "backports.zstd>=1,<2; python_version < '3.14'",
+#     "matplotlib>=3.9,<4",
 # ]
 # ///
 """Load the number of active users per day from analytics events (newline-delimited JSON) into an SQL table."""
@@ -22,8 +23,12 @@ if __name__ == "__main__":  # what is imported below takes a moment, in which Ct
 
 import contextlib
 import io
+import math
+import select
 import sqlite3
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NoReturn, TypeVar
@@ -124,6 +129,7 @@ def integer(value: Any, field: str) -> int:
 
 USEC_PER_HOUR = 3_600_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Terms = tuple[str, int, list[str]]  # of a rule: time zone, least engagement time in milliseconds, globs
 
 
 class Memo(dict[K, V], Generic[K, V]):
@@ -148,7 +154,7 @@ class Rule:
         from fnmatch import translate
 
         globs = sorted(set(valuable_events))
-        self.terms = (timezone, min_engagement_msec, globs)
+        self.terms: Terms = (timezone, min_engagement_msec, globs)
         self.zone = time_zone(timezone)
         self.min_engagement_msec = min_engagement_msec
         matches = re.compile("|".join(map(translate, globs))).match
@@ -212,10 +218,12 @@ BOM = b"\xef\xbb\xbf"
 BLOCK = 384 << 10  # bytes: little enough to stay in the processor's cache while it is searched again and again
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 BATCH = 32 << 20  # bytes of lines
+TICK = 0.2  # seconds after which a batch is passed on that has not become full
 SHOWN = 20  # bad records to report in full
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
 REPLACED = "the file was replaced while it was read; load it again"
+NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB: one event a line is expected"
 
 
@@ -231,6 +239,7 @@ class Range(Struct, frozen=True):
 class Batch(Struct):
     """What was found in some successive lines of a range."""
 
+    size: int = 0  # bytes of the source; of a pipe, 0
     lines: int = 0
     blank_lines: int = 0
     engagement_events: int = 0
@@ -241,25 +250,44 @@ class Batch(Struct):
     users: dict[str, set[str]] = {}  # the active ones by date
 
 
-class Scanner:
-    """Turns a range into batches. With validate every line is decoded; with keep every bad record is kept whole."""
+class Live(Struct):
+    """Of the reading of a pipe without end: whether it is to stop, and the bytes of a line that had not ended then."""
 
-    def __init__(self, rule: Rule, validate: bool = False, keep: bool = False, block_size: int = BLOCK) -> None:
+    stopped: bool = False
+    left_out: int = 0
+
+
+class Scanner:
+    """Turns a range into batches. With validate every line is decoded; with keep every bad record is kept whole; with
+    live a pipe that is quiet gives a batch nevertheless."""
+
+    def __init__(
+        self, rule: Rule, validate: bool = False, keep: bool = False, live: Live | None = None, block_size: int = BLOCK
+    ) -> None:
         self.rule = rule
         self.validate = validate
         self.keep = keep
+        self.live = live
         self.block_size = block_size
 
     def __call__(self, part: Range) -> Iterator[Batch]:
-        """Yield the batches of a range, of some 32 MiB of lines each. Raises LoadError."""
-        first_line, size, batch = 1, 0, Batch()
+        """Yield the batches of a range, of some 32 MiB of lines or 0.2 s each. Raises LoadError."""
+        first_line, size, due, batch = 1, 0, time.monotonic() + TICK, Batch()
         try:
-            for buffer, length in blocks(part, self.block_size):
-                self.scan_block(buffer, length, first_line + batch.lines, batch)
-                size += length
-                if size >= BATCH:
-                    yield batch
-                    first_line, size, batch = first_line + batch.lines, 0, Batch()
+            with opened(part.source, self.live) as (stream, file):
+                position = part.start
+                for buffer, length in blocks(stream, part, self.block_size, self.live):
+                    if length:
+                        self.scan_block(buffer, length, first_line + batch.lines, batch)
+                        size += length
+                    now = time.monotonic()
+                    if size >= BATCH or now >= due:
+                        if file.seekable():
+                            batch.size, position = file.tell() - position, file.tell()
+                        yield batch
+                        first_line, size, due, batch = first_line + batch.lines, 0, now + TICK, Batch()
+                if file.seekable():
+                    batch.size = file.tell() - position
         except (LoadError, OSError, MemoryError) as error:
             line = f":{first_line + batch.lines}" if part.start == 0 else ""
             raise LoadError(f"{part.source}{line}: {str(error) or 'out of memory'}") from None
@@ -343,40 +371,50 @@ def spells_letters(text: bytes | bytearray, stop: int) -> bool:
     return escapes and any(stringzilla.find(text, letter, 0, stop) >= 0 for letter in ESCAPED_LETTERS)
 
 
-def blocks(part: Range, size: int) -> Iterator[tuple[bytearray, int]]:
+def blocks(stream: Any, part: Range, size: int, live: Live | None = None) -> Iterator[tuple[bytearray, int]]:
     """Yield the lines of a range as (buffer, length): whole lines in the first length bytes, some size bytes at a time,
-    valid until the next are asked for. Only the last may lack its newline. Raises LoadError, OSError."""
-    with opened(part.source) as stream:
-        left = sys.maxsize
-        if part.end is not None:
-            if part.inode not in (None, os.fstat(stream.fileno()).st_ino):
-                raise LoadError(REPLACED)
-            start, end = line_start(stream, part.start), line_start(stream, part.end)
-            stream.seek(start)
-            left = end - start
-        buffer, held, bom = bytearray(size), 0, part.start == 0
-        while left:
-            if held > MAX_LINE:
-                raise LoadError(TOO_LONG)
-            if held + size > len(buffer):
-                longer = bytearray(min(2 * len(buffer), MAX_LINE + 2 * size))
-                longer[:held] = memoryview(buffer)[:held]
-                buffer = longer
-            count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
-            if not count and part.end is not None:
-                raise LoadError(CUT_SHORT)
-            left = left - count if count else 0
-            filled = held + count
-            length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
-            if length:
-                skipped = len(BOM) if bom and buffer.startswith(BOM) else 0
-                if skipped:
-                    buffer[: length - skipped] = buffer[skipped:length]
-                bom = False
-                if length > skipped:
-                    yield buffer, length - skipped
-                buffer[: filled - length] = buffer[length:filled]
-            held = filled - length
+    valid until the next are asked for. Only the last may lack its newline. A live stream that is quiet gives a length
+    of 0 every 0.2 s. Raises LoadError, OSError."""
+    left = sys.maxsize
+    if part.end is not None:
+        if part.inode not in (None, os.fstat(stream.fileno()).st_ino):
+            raise LoadError(REPLACED)
+        start, end = line_start(stream, part.start), line_start(stream, part.end)
+        stream.seek(start)
+        left = end - start
+    buffer, held, first = bytearray(size), 0, part.start == 0
+    while left:
+        if held > MAX_LINE:
+            raise LoadError(TOO_LONG)
+        if held + size > len(buffer):
+            longer = bytearray(min(2 * len(buffer), MAX_LINE + 2 * size))
+            longer[:held] = memoryview(buffer)[:held]
+            buffer = longer
+        if live:
+            ready = select.select([stream], [], [], TICK)[0]
+            if live.stopped:
+                live.left_out = held
+                return
+            if not ready:
+                yield buffer, 0
+                continue
+        count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
+        if live and first and buffer.startswith((GZIP, ZSTD)):
+            raise LoadError(NOT_LIVE)
+        if not count and part.end is not None:
+            raise LoadError(CUT_SHORT)
+        left = left - count if count else 0
+        filled = held + count
+        length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
+        if length:
+            skipped = len(BOM) if first and buffer.startswith(BOM) else 0
+            if skipped:
+                buffer[: length - skipped] = buffer[skipped:length]
+            first = False
+            if length > skipped:
+                yield buffer, length - skipped
+            buffer[: filled - length] = buffer[length:filled]
+        held = filled - length
 
 
 def line_start(stream: Any, offset: int) -> int:
@@ -397,16 +435,18 @@ def line_start(stream: Any, offset: int) -> int:
 
 
 @contextlib.contextmanager
-def opened(source: str) -> Iterator[Any]:
-    """A source as a binary stream of its lines, decompressed where it is gzip or zstd by its first bytes."""
+def opened(source: str, live: Live | None = None) -> Iterator[tuple[Any, Any]]:
+    """A source as a binary stream of its lines, decompressed where it is gzip or zstd by its first bytes, and its file.
+    A live pipe is not decompressed: how much of it has come could not be told."""
     with contextlib.ExitStack() as stack:
         if source == "-":
             raw = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
         else:
             raw = stack.enter_context(open(source, "rb", buffering=0))
-            if raw.seekable() and not compressed(raw):
-                yield raw
-                return
+        is_pipe = not raw.seekable()
+        if (live is not None and is_pipe) or not (is_pipe or source == "-" or compressed(raw)):
+            yield raw, raw
+            return
         stream: Any = stack.enter_context(io.BufferedReader(raw, BLOCK))
         magic = stream.peek(4)
         damage: Any = EOFError
@@ -424,7 +464,7 @@ def opened(source: str) -> Iterator[Any]:
             stream = stack.enter_context(zstd.ZstdFile(stream))
             damage = (EOFError, zstd.ZstdError)
         try:
-            yield stream
+            yield stream, raw
         except damage as error:
             raise LoadError(f"the compressed data is damaged or cut off ({error}); fetch the file again") from None
 
@@ -593,6 +633,10 @@ class Merger:
         self.staged.executemany("INSERT INTO run VALUES (?, ?)", runs)
         self.users, self.held = {}, 0
 
+    def clear(self) -> None:
+        """Forget the users and bad records, but neither the tallies nor the line numbers."""
+        self.staged.executescript("DELETE FROM run; DELETE FROM bad;")
+
     def dates(self) -> list[str]:
         """The dates that have an active user, in order, of what is staged."""
         return [date for (date,) in self.staged.execute("SELECT DISTINCT date FROM run ORDER BY date")]
@@ -629,11 +673,19 @@ T = TypeVar("T")
 
 
 class DateCount(Struct):
-    """A row of the report: a date, its active users as they now stand in the table, and how many of them are new."""
+    """A row of the report: a date, its active users as they now stand in the table, and how many of them this load
+    added, out of how many it held."""
 
     date: str
     active_user_count: int
     added: int
+    held: int | None  # unknown once a load has been committed in parts
+
+    def after(self, earlier: DateCount | None) -> DateCount:
+        """The row of a load that was committed earlier too."""
+        if earlier is None:
+            return self
+        return DateCount(self.date, self.active_user_count, self.added + earlier.added, None)
 
 
 @contextlib.contextmanager
@@ -648,8 +700,6 @@ def database_errors(path: str) -> Iterator[None]:
 
 def patiently(action: Callable[[], T]) -> T:
     """The result of an action that waits up to 60 s for its turn at the database, and lets signals in meanwhile."""
-    import time
-
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -672,8 +722,8 @@ def schema() -> str:
         raise LoadError(f"{path}: {error.strerror}; it belongs beside load_active_users.py") from None
 
 
-def check(db: sqlite3.Connection, path: str, rule: Rule, name: str = "main") -> None:
-    """Raise LoadError unless a database is empty, or has the tables of schema.sql and was filled under the rule."""
+def check_tables(db: sqlite3.Connection, path: str, name: str = "main") -> bool:
+    """Whether a database has the tables of schema.sql. Raises LoadError for one that has others."""
 
     def tables(db: sqlite3.Connection, name: str) -> dict[str, list[tuple[Any, ...]]]:
         found: dict[str, list[tuple[Any, ...]]] = {}
@@ -687,18 +737,29 @@ def check(db: sqlite3.Connection, path: str, rule: Rule, name: str = "main") -> 
         model.executescript(schema())
         expected = tables(model, "main")
     present = patiently(lambda: tables(db, name))
-    if not present:
-        return
     for table, columns in expected.items():
-        if present.get(table) != columns:
+        if present and present.get(table) != columns:
             what = f"its table {table} is not" if table in present else f"it has tables, but no {table}: it is not"
             raise LoadError(f"{path}: {what} one of load_active_users.py; choose another --db")
+    return bool(present)
+
+
+def kept_terms(db: sqlite3.Connection, name: str = "main") -> Terms | None:
+    """The terms of the rule under which a database was filled."""
     query = f"SELECT timezone, min_engagement_msec, valuable_events FROM {name}.load_log LIMIT 1"
     for zone, msec, globs in patiently(lambda: db.execute(query).fetchall()):
-        kept = (zone, msec, msgspec.json.decode(globs))
-        if kept != rule.terms:
-            rules = f"{options(*kept)}; the rule of this load is {options(*rule.terms)}"
-            raise LoadError(f"{path}: was filled under the rule {rules}; use that rule or another --db")
+        return zone, msec, msgspec.json.decode(globs)
+    return None
+
+
+def check(db: sqlite3.Connection, path: str, rule: Rule, name: str = "main") -> bool:
+    """Whether a database has the tables of schema.sql. Raises LoadError for others, and for another rule."""
+    present = check_tables(db, path, name)
+    kept = kept_terms(db, name) if present else None
+    if kept and kept != rule.terms:
+        rules = f"{options(*kept)}; the rule of this load is {options(*rule.terms)}"
+        raise LoadError(f"{path}: was filled under the rule {rules}; use that rule or another --db")
+    return present
 
 
 def options(timezone: str, min_engagement_msec: int, valuable_events: list[str]) -> str:
@@ -711,9 +772,6 @@ def options(timezone: str, min_engagement_msec: int, valuable_events: list[str])
 
 def check_database(path: str, rule: Rule) -> None:
     """Raise LoadError where a load into a database is going to be refused, before the events are read."""
-    directory = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(directory):
-        raise LoadError(f"{path}: there is no directory {directory}; make it first")
     if os.path.exists(path):
         with database_errors(path), contextlib.closing(connect(path)) as db:
             check(db, path, rule)
@@ -727,42 +785,44 @@ def copy_of(path: str, rule: Rule, dates: list[str]) -> sqlite3.Connection:
     db.executescript(schema())
     if os.path.exists(path):
         db.execute("ATTACH ? AS stored", (Path(path).absolute().as_uri() + "?mode=ro",))
-        check(db, path, rule, "stored")
-        if db.execute("SELECT 1 FROM stored.sqlite_master").fetchone():
+        if check(db, path, rule, "stored"):
             copy = "INSERT INTO active_user SELECT * FROM stored.active_user WHERE date = ?"
             patiently(lambda: db.executemany(copy, [(date,) for date in dates]))
     return db
 
 
 def store(
-    path: str, rule: Rule, merger: Merger, sources: Iterable[str], replace: bool, dry_run: bool
+    path: str, rule: Rule, merger: Merger, load_id: str, sources: Iterable[str], replace: bool, dry_run: bool
 ) -> list[DateCount]:
     """Load what was merged into a database in one transaction, and return the dates it touched, in order. A dry run
-    does the same to a temporary copy. Raises LoadError."""
+    does the same to a temporary copy. What has the same load_id is one row of load_log. Raises LoadError."""
     dates = merger.dates()
     with database_errors(path), contextlib.closing(copy_of(path, rule, dates) if dry_run else connect(path)) as db:
         if not dry_run:
             check(db, path, rule)
         db.execute("PRAGMA cache_size = -32768")  # KiB
-        db.execute("CREATE TEMP TABLE replaced (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID")
+        db.execute("CREATE TEMP TABLE incoming (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID")
         patiently(lambda: db.executescript("BEGIN IMMEDIATE;" + schema()))
         check(db, path, rule)
         counts = [store_date(db, date, merger.runs(date), replace) for date in dates]
         names = [os.fsencode(source).decode(errors="backslashreplace") for source in sources]
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         zone, msec, globs = rule.terms
+        row = {
+            "load_id": load_id,
+            "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "sources": to_json(names),
+            "timezone": zone,
+            "min_engagement_msec": msec,
+            "valuable_events": to_json(globs),
+            "replaced": int(replace),
+            **merger.tally,
+            "added": sum(count.added for count in counts),
+        }
+        update = ", ".join(f"{name} = excluded.{name}" for name in ("loaded_at", *TALLIES))
         db.execute(
-            f"INSERT INTO load_log VALUES ({', '.join('?' * 13)})",
-            (
-                now,
-                to_json(names),
-                zone,
-                msec,
-                to_json(globs),
-                replace,
-                *(merger.tally[name] for name in TALLIES),
-                sum(count.added for count in counts),
-            ),
+            f"""INSERT INTO load_log ({", ".join(row)}) VALUES ({", ".join("?" * len(row))})
+                ON CONFLICT (load_id) DO UPDATE SET {update}, added = load_log.added + excluded.added""",
+            tuple(row.values()),
         )
         if not dry_run:
             patiently(lambda: db.execute("COMMIT"))
@@ -771,64 +831,229 @@ def store(
 
 def store_date(db: sqlite3.Connection, date: str, runs: Iterable[str], replace: bool) -> DateCount:
     """Add the users of a date, as sorted JSON arrays, to those in a database, or put them in their place."""
-    if replace:
-        db.execute("INSERT INTO replaced SELECT user_pseudo_id FROM active_user WHERE date = ?", (date,))
-        db.execute("DELETE FROM active_user WHERE date = ?", (date,))
-    added = 0
+    held = kept = 0
     for users in runs:
         if "\\u0000" not in users:
-            insert = "INSERT OR IGNORE INTO active_user SELECT ?, value FROM json_each(?)"
-            added += db.execute(insert, (date, users)).rowcount
+            insert = "INSERT OR IGNORE INTO incoming SELECT value FROM json_each(?)"
+            held += db.execute(insert, (users,)).rowcount
         else:  # where SQLite's JSON functions end a text
-            rows = [(date, user) for user in msgspec.json.decode(users)]
-            added += db.executemany("INSERT OR IGNORE INTO active_user VALUES (?, ?)", rows).rowcount
+            rows = [(user,) for user in msgspec.json.decode(users)]
+            held += db.executemany("INSERT OR IGNORE INTO incoming VALUES (?)", rows).rowcount
     if replace:
-        again = "SELECT count(*) FROM replaced JOIN active_user USING (user_pseudo_id) WHERE date = ?"
-        added -= db.execute(again, (date,)).fetchone()[0]
-        db.execute("DELETE FROM replaced")
+        both = "SELECT count(*) FROM incoming JOIN active_user USING (user_pseudo_id) WHERE date = ?"
+        kept = db.execute(both, (date,)).fetchone()[0]
+        db.execute("DELETE FROM active_user WHERE date = ?", (date,))
+    insert = "INSERT OR IGNORE INTO active_user SELECT ?, user_pseudo_id FROM incoming"
+    added = db.execute(insert, (date,)).rowcount - kept
+    db.execute("DELETE FROM incoming")
     count = db.execute("SELECT count(*) FROM active_user WHERE date = ?", (date,)).fetchone()[0]
     db.execute(
         """INSERT INTO active_user_table VALUES (?, ?)
            ON CONFLICT (date) DO UPDATE SET active_user_count = excluded.active_user_count""",
         (date, count),
     )
-    return DateCount(date, count, added)
+    return DateCount(date, count, added, held)
+
+
+def stored(path: str) -> tuple[list[tuple[str, int]], Terms | None]:
+    """The rows of active_user_table in a database, by date, and the terms of its rule. Raises LoadError."""
+    if not os.path.exists(path):
+        raise LoadError(f"{path}: there is no such database; load events into it first")
+    with database_errors(path), contextlib.closing(connect(path)) as db:
+        if not check_tables(db, path):
+            return [], None
+        query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"
+        return patiently(lambda: db.execute(query).fetchall()), kept_terms(db)
 
 
 # -- The report ------------------------------------------------------------------------------------------------------
 
+COLUMNS = ("date", "active_user_count", "added")
+ASCII = str.maketrans({"█": "#", "→": "->"})  # for terminals that have no more
+
 
 def as_json(counts: list[DateCount], tally: dict[str, int]) -> str:
-    return to_json({"dates": counts, **{name: tally[name] for name in TALLIES if name != "blank_lines"}})
+    dates = [{name: getattr(count, name) for name in COLUMNS} for count in counts]
+    return to_json({"dates": dates, **{name: tally[name] for name in TALLIES if name != "blank_lines"}})
 
 
 def as_csv(counts: list[DateCount], tally: dict[str, int]) -> str:
-    rows = [f"{count.date},{count.active_user_count},{count.added}" for count in counts]
-    return "\n".join(["date,active_user_count,added", *rows])
+    rows = [",".join(str(getattr(count, name)) for name in COLUMNS) for count in counts]
+    return "\n".join([",".join(COLUMNS), *rows])
 
 
 def as_table(counts: list[DateCount], tally: dict[str, int]) -> str:
-    """A line a date with a bar that ends within the terminal, and a line of tallies."""
+    """A line a date, with a bar whose end is what this load added, and a line of tallies, as wide as the terminal."""
     import shutil
+    import textwrap
 
     width = shutil.get_terminal_size().columns
-    rows = [f"{'date':<10}  {'active_user_count':>17}  {'added':>9}"]
+    digits = max([len("added"), *(len(str(count.added)) for count in counts)])
+    lines = [f"{'date':<10}  active_user_count  {'added':>{digits}}"]
+    room = max(width - len(lines[0]) - 2, 0)
     most = max((count.active_user_count for count in counts), default=0)
     for count in counts:
-        bar = "#" * round(count.active_user_count / max(most, 1) * max(width - 43, 10))
-        rows.append(f"{count.date}  {count.active_user_count:>17}  {count.added:>9}  {bar}".rstrip())
-    new = sum(count.added for count in counts)
-    funnel = f"{tally['lines']} lines -> {tally['engagement_events']} engagement events -> "
-    funnel += f"{tally['active_events']} active -> {new} new active users by date"
+        length = -(-count.active_user_count * room // max(most, 1))
+        new = length * count.added // max(count.active_user_count, 1)
+        bar = click.style("█" * (length - new), fg="blue") + click.style("█" * new, fg="green")
+        row = f"{count.date}  {count.active_user_count:>17}  {count.added:>{digits}}"
+        lines.append(f"{row}  {bar}" if length else row)
+    new, held = sum(count.added for count in counts), [count.held for count in counts]
+    funnel = (
+        f"{tally['lines']} lines → {tally['engagement_events']} engagement events → {tally['active_events']} active"
+    )
+    funnel += f" → {new} new user-days" if None in held else f" → {sum(filter(None, held))} user-days ({new} new)"
     for name in ("anonymous_events", "bad_records"):
         if tally[name]:
             funnel += f"; {tally[name]} {name.replace('_', ' ')}"
-    return "\n".join([*rows, funnel])
+    return "\n".join([*lines, textwrap.fill(funnel, width, break_on_hyphens=False)])
 
 
 def printable(text: str) -> str:
     """A text with its control characters escaped, so that no file name or datum can steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+class Progress:
+    """Says on standard error how much has been read: on a terminal in one line that changes, elsewhere in one every ten
+    seconds. total is the bytes of all sources, or 0 where nobody knows, as of a pipe."""
+
+    def __init__(self, shown: bool, total: int) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.every = 0.1 if self.terminal else 10.0
+        self.total = total
+        self.size = self.lines = 0
+        now = time.monotonic()
+        self.marks = deque([(now, 0, 0)], maxlen=50)  # to take the speed of the last seconds from
+        self.due = now + self.every if shown else math.inf
+
+    def add(self, batch: Batch) -> None:
+        self.size += batch.size
+        self.lines += batch.lines
+        now = time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + self.every
+        then, size, lines = self.marks[0]
+        seconds = now - then
+        self.marks.append((now, self.size, self.lines))
+        if self.total:
+            share, speed = min(self.size / self.total, 1), (self.size - size) / seconds
+            left = timedelta(seconds=round((self.total - self.size) / speed)) if speed and share < 1 else timedelta()
+            bar = f"{'#' * round(20 * share):.<20}"
+            self.show(f"[{bar}] {share:4.0%} of {self.total / 1e9:.2f} GB  {speed / 1e9:.2f} GB/s  {left} left")
+        else:
+            self.show(f"{self.lines:,} lines  {(self.lines - lines) / seconds:,.0f} lines/s")
+
+    def over(self, found: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, Batch]]:
+        """Pass batches on, and say how far they are."""
+        for index, batch in found:
+            self.add(batch)
+            yield index, batch
+
+    def show(self, text: str) -> None:
+        if self.due < math.inf and self.terminal:
+            click.echo("\r\x1b[K" + text[: os.get_terminal_size(2).columns - 1], err=True, nl=False)
+        elif self.due < math.inf:
+            click.echo(text, err=True)
+
+    def clear(self) -> None:
+        """Make way for something else to be printed."""
+        if self.terminal:
+            self.show("")
+
+    close = clear
+
+
+# -- The plot --------------------------------------------------------------------------------------------------------
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> bytes:
+    """Draw rows of active_user_table, by date. The same rows give the same bytes. suffix is one of PICTURES."""
+    import logging
+    import textwrap
+    import warnings
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # about its caches, which would be in cron's mail
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    warnings.simplefilter("ignore")  # about a letter that its font lacks
+    matplotlib.rcdefaults()
+    matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
+    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title("Active users per day", loc="left", fontsize=14)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    small = "no dates yet"
+    if rows and terms:
+        draw(
+            axes, [datetime.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows], [n for _, n in rows]
+        )
+        small = f"{terms[0]} dates · engagement of at least {terms[1]} ms · {' '.join(terms[2])} · "
+        small += f"{rows[0][0]} to {rows[-1][0]}"
+    else:
+        axes.set(xticks=[], yticks=[])
+    figure.supxlabel(textwrap.fill(small, 140), fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
+    file = io.BytesIO()
+    undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
+    figure.savefig(file, format=suffix[1:], metadata=undated)
+    return file.getvalue()
+
+
+def draw(axes: Any, days: list[int], counts: list[int]) -> None:
+    """Draw a bar for each day (counted from 1970-01-01), and grey where days have none: until two weeks with its
+    count, from then on with the 7-day average."""
+    import itertools
+
+    from matplotlib import dates, ticker
+
+    first, last = days[0], days[-1]
+    span = last - first + 1
+    half = 0.4 if span <= 100 else 0.5
+    edges = [edge for day in days for edge in (day - half, day + half)]
+    between = [value for count in counts for value in (count, math.nan)][:-1]
+    axes.stairs(between, edges, fill=True, color="#7fa8d1" if span < 14 else "#b3cce6")
+    label: str | None = "no data"
+    for before, after in itertools.pairwise(days):
+        if after - before > 1:
+            axes.axvspan(before + 0.5, after - 0.5, color="0.93", linewidth=0, label=label)
+            label = None  # one is enough for the legend
+    if span < 14:
+        for day, count in zip(days, counts, strict=True):
+            axes.annotate(f"{count:,}", (day, count), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+    else:
+        averages = dict(zip(days, week_averages(days, counts), strict=True))
+        ends = {day + 1: math.nan for day in days} | averages  # where a line ends before a gap
+        axes.plot(sorted(ends), [ends[day] for day in sorted(ends)], color="#1f3b5c", label="7-day average")
+    margin = max(0.6, (7 - span) / 2, span / 100)
+    earliest, latest = (day.toordinal() - EPOCH.toordinal() for day in (datetime.min, datetime.max))
+    axes.set_xlim(max(first - margin, earliest), min(last + margin, latest))
+    axes.set_ylim(0, max(*counts, 1) * 1.08)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    ticks: Any = ticker.FixedLocator(range(first, last + 1))
+    if span > 10:
+        ticks = dates.WeekdayLocator(0) if span <= 70 else dates.AutoDateLocator(maxticks=9)
+    axes.xaxis.set_major_locator(ticks)
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d"))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
+
+
+def week_averages(days: list[int], counts: list[int]) -> list[float]:
+    """The average of each day and the six before it, of those that have a count: NaN in the first six days, and where
+    fewer than four have one."""
+    averages = []
+    for index, day in enumerate(days):
+        week = [counts[i] for i in range(max(index - 6, 0), index + 1) if days[i] > day - 7]
+        averages.append(sum(week) / len(week) if day - days[0] >= 6 and len(week) >= 4 else math.nan)
+    return averages
 
 
 # -- The command -----------------------------------------------------------------------------------------------------
@@ -851,13 +1076,49 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def check_files(db: str, rejects: str | None, events: tuple[str, ...]) -> None:
-    """Raise UsageError where one file is to be read and written."""
-    for written in filter(None, (db, rejects)):
-        for other in (*events, db):
-            both = other is not written and os.path.exists(written) and os.path.exists(other)
-            if both and os.path.samefile(written, other):
-                raise click.UsageError(f"{printable(written)} is to be written, but also to be read")
+def load_live(
+    found: Iterable[tuple[int, Batch]], merger: Merger, commit: Callable[[], None], live: Live, every: float
+) -> None:
+    """Merge what is found, and commit it every so many seconds and at the end, which a signal is too."""
+    begun, committed, due = False, -1, time.monotonic() + every - TICK
+
+    def wind_up(number: int, frame: object) -> None:
+        handle_stops(stop)
+        live.stopped = True
+        if not begun:  # but may be waiting for a pipe to be opened at its other end
+            sys.exit()
+
+    handle_stops(wind_up)
+    for index, batch in found:
+        begun = True
+        with temporary_file_errors():
+            merger.add(index, batch)
+        if time.monotonic() >= due:
+            if committed != merger.tally["lines"]:
+                commit()
+            committed, due = merger.tally["lines"], time.monotonic() + every - TICK
+    if committed != merger.tally["lines"]:
+        commit()
+    if live.left_out:
+        click.echo(f"the last line had not ended: its {live.left_out} bytes were left out", err=True)
+
+
+def check_files(events: tuple[str, ...], *outputs: str | None) -> None:
+    """Raise UsageError where one file is to be written and read, or written twice, and LoadError for an output in a
+    directory that is not there."""
+    written: list[str] = []
+    for output in filter(None, outputs):
+        directory = os.path.dirname(os.path.abspath(output))
+        if not os.path.isdir(directory):
+            raise LoadError(f"{output}: there is no directory {directory}; make it first")
+        for other in (*events, *written):
+            if os.path.realpath(output) == os.path.realpath(other) or (
+                os.path.exists(output) and os.path.exists(other) and os.path.samefile(output, other)
+            ):
+                raise click.UsageError(
+                    f"{printable(output)} is to be written, but is the same file as {printable(other)}"
+                )
+        written.append(output)
 
 
 @contextlib.contextmanager
@@ -869,11 +1130,13 @@ def temporary_file_errors() -> Iterator[None]:
         raise LoadError(f"temporary files: {error}; make room in TMPDIR, or set TMPDIR to a larger disk") from None
 
 
-def report_bad_records(merger: Merger, rejects: str | None) -> None:
-    """Print the first bad records and how many more there are, and write them all to the file of rejects."""
+def report_bad_records(merger: Merger, rejects: str | None, before: int) -> None:
+    """Print the bad records as long as they are among the first, and write them all to the file of rejects, after those
+    that were reported before."""
+    bad = merger.tally["bad_records"]
     try:
-        with open(rejects, "wb") if rejects else contextlib.nullcontext() as file:
-            for number, (source, line, reason, record) in enumerate(merger.bad_records()):
+        with open(rejects, "ab" if before else "wb") if rejects else contextlib.nullcontext() as file:
+            for number, (source, line, reason, record) in enumerate(merger.bad_records(), before):
                 if number < SHOWN:
                     click.echo(f"{printable(source)}:{line}: {printable(reason)}", err=True)
                 elif not file:
@@ -882,18 +1145,39 @@ def report_bad_records(merger: Merger, rejects: str | None) -> None:
                     file.write(record + b"\n")
     except OSError as error:
         raise LoadError(f"{rejects}: {error.strerror}; nothing was loaded") from None
-    if merger.tally["bad_records"] > SHOWN:
-        click.echo(f"and {merger.tally['bad_records'] - SHOWN} more bad records", err=True)
+    if bad > max(before, SHOWN):
+        click.echo(f"and {bad - max(before, SHOWN)} more bad records", err=True)
 
 
 def print_report(text: str) -> None:
     """Print the report of a committed load. Raises LoadError."""
     try:
-        click.echo(text)
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(ASCII)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    try:
+        click.echo(text, color=False if plain else None)  # None: on a terminal only
     except BrokenPipeError:  # the reader had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         raise LoadError(f"the events are loaded, but the report could not be written: {error.strerror}") from None
+
+
+def plot(path: str, db: str) -> None:
+    """Draw the active_user_table of a database into a file, which is whole at any moment. Raises LoadError."""
+    drawn = picture(*stored(db), suffix=os.path.splitext(path)[1].lower())
+    unfinished = f"{path}.{os.getpid()}"
+    try:
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(drawn)
+            os.replace(unfinished, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unfinished)
+    except OSError as error:
+        raise LoadError(f"{path}: {error.strerror}; what was loaded is loaded, but not drawn") from None
 
 
 @click.command(
@@ -904,7 +1188,7 @@ def print_report(text: str) -> None:
         "show_default": True,
     },
 )
-@click.argument("events", nargs=-1, required=True)
+@click.argument("events", nargs=-1, metavar="EVENTS...")
 @click.option("--db", default="active_user_table.db", metavar="PATH", help="SQLite file, made when missing.")
 @click.option("--timezone", default="US/Central", metavar="NAME", help="IANA zone whose calendar dates are counted.")
 @click.option("--min-engagement-msec", default=3000, type=COUNT, help="Least engagement time of an active event.")
@@ -920,8 +1204,21 @@ def print_report(text: str) -> None:
 @click.option("--validate", is_flag=True, help="Decode every line, also those that can hold no engagement event.")
 @click.option("--replace", is_flag=True, help="Replace the dates in this load, instead of merging into them.")
 @click.option("--workers", type=click.IntRange(1), show_default="the usable CPUs", help="Processes that scan.")
+@click.option(
+    "--commit-every",
+    type=click.FloatRange(1, 10**6),
+    metavar="SECONDS",
+    help="Of a pipe without end, commit what was read so far, every so often.",
+)
 @click.option("--dry-run", is_flag=True, help="Count and report; write nothing.")
 @click.option("--format", "layout", default="table", type=click.Choice(list(LAYOUTS)), help="Of the report.")
+@click.option("--plot", "plotted", metavar="FILE", help="Draw all active users per day as .png, .svg or .pdf.")
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    show_default="on a terminal",
+    help="Say on standard error how much has been read.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No report on standard output.")
 @click.version_option(__version__, message="%(version)s")
 def main(
@@ -935,8 +1232,11 @@ def main(
     validate: bool,
     replace: bool,
     workers: int | None,
+    commit_every: float | None,
     dry_run: bool,
     layout: str,
+    plotted: str | None,
+    progress: bool | None,
     quiet: bool,
 ) -> None:
     """Load the number of active users per day from analytics events into an SQL table.
@@ -944,35 +1244,66 @@ def main(
     \b
     Examples:
       python load_active_users.py data/bq-results-sample-data.jsons
-      python load_active_users.py --db /srv/analytics.db /srv/events/*.json.gz
-      cat /srv/events/*.json.gz | python load_active_users.py --dry-run -
+      python load_active_users.py --db /srv/analytics.db --plot users.png /srv/events/*.json.gz
+      python load_active_users.py --db /srv/analytics.db --plot users.png
+      some-producer | python load_active_users.py --commit-every 5 -
 
     EVENTS are newline-delimited JSON files as BigQuery exports them, also compressed (gzip, zstd), or - for standard
     input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
     set in the environment too: LOAD_ACTIVE_USERS_DB, ...
     """
     handle_stops(stop)
+    if not events and not plotted:
+        raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
+    if plotted and not plotted.lower().endswith(PICTURES):
+        raise click.BadParameter(f"{plotted!r} does not end in {', '.join(PICTURES)}", param_hint="'--plot'")
+    if commit_every and (replace or dry_run):
+        raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
     try:
-        try:
-            rule = Rule(timezone, min_engagement_msec, valuable_event)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="'--timezone'") from None
-        check_files(db, rejects, events)
-        check_database(db, rule)
-        parts = ranges(events)
-        merger = Merger(parts)
-        scan = Scanner(rule, validate, keep=rejects is not None)
-        with temporary_file_errors():
-            for index, batch in batches(parts, scan, workers or usable_cpus()):
-                merger.add(index, batch)
-            merger.stage()
-            report_bad_records(merger, None if dry_run else rejects)
-        bad = merger.tally["bad_records"]
-        if bad > max_bad_records:
-            raise LoadError(f"bad records: {bad}, more than --max-bad-records {max_bad_records}; nothing was loaded")
-        counts = store(db, rule, merger, events, replace, dry_run)
-        if not quiet:
-            print_report(LAYOUTS[layout](counts, merger.tally))
+        check_files(events, db, rejects, plotted)
+        if events:
+            try:
+                rule = Rule(timezone, min_engagement_msec, valuable_event)
+            except ValueError as error:
+                raise click.BadParameter(str(error), param_hint="'--timezone'") from None
+            check_database(db, rule)
+            merger = Merger(ranges(events))
+            live = Live() if commit_every else None
+            scan = Scanner(rule, validate, keep=rejects is not None, live=live)
+            found = batches(merger.parts, scan, 1 if commit_every else workers or usable_cpus())
+            total = sum(map(os.path.getsize, events)) if all(map(os.path.isfile, events)) else 0
+            watch = Progress(sys.stderr.isatty() if progress is None else progress, total)
+            load_id, reported = os.urandom(8).hex(), 0
+            counts: dict[str, DateCount] = {}
+
+            def commit() -> None:
+                nonlocal reported
+                with temporary_file_errors():
+                    merger.stage()
+                    watch.clear()
+                    report_bad_records(merger, None if dry_run else rejects, reported)
+                reported = merger.tally["bad_records"]
+                if reported > max_bad_records:
+                    limit = f"more than --max-bad-records {max_bad_records}"
+                    since = " since the last commit" if counts else ""
+                    raise LoadError(f"bad records: {reported}, {limit}; nothing was loaded{since}")
+                watch.show(f"writing {printable(db)}")
+                for new in store(db, rule, merger, load_id, events, replace, dry_run):
+                    counts[new.date] = new.after(counts.get(new.date))
+                merger.clear()
+
+            with contextlib.closing(watch):
+                if live and commit_every:
+                    load_live(watch.over(found), merger, commit, live, commit_every)
+                else:
+                    with temporary_file_errors():
+                        for index, batch in watch.over(found):
+                            merger.add(index, batch)
+                    commit()
+            if not quiet:
+                print_report(LAYOUTS[layout]([counts[date] for date in sorted(counts)], merger.tally))
+        if plotted and not dry_run:
+            plot(plotted, db)
     except (LoadError, OSError, MemoryError) as error:
         raise click.ClickException(printable(str(error) or "out of memory")) from None
     finally:
@@ -982,6 +1313,7 @@ def main(
 def stop(number: int, frame: object) -> NoReturn:
     """End at a signal with the exit status that a shell expects."""
     handle_stops(signal.SIG_IGN)
+    click.echo("\n" if sys.stderr.isatty() else "", nl=False, err=True)  # after what is on the line
     click.echo(f"{signal.Signals(number).name}: a load that is not committed leaves nothing behind", err=True)
     sys.exit(128 + number)
 

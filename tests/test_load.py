@@ -255,6 +255,7 @@ def test_load_log_has_a_row_a_load(loader: Loader) -> None:
             strict=False,
         )
     )
+    assert len(row.pop("load_id")) == 16
     assert abs(datetime.fromisoformat(row.pop("loaded_at")) - datetime.now(UTC)) < timedelta(minutes=5)
     assert row == {
         "sources": '["events.jsons"]',
@@ -397,8 +398,8 @@ def test_a_wrong_command_line(loader: Loader, args: list[str], message: str) -> 
 
 def test_a_file_is_not_both_read_and_written(loader: Loader) -> None:
     name = loader.file(lines(event()))
-    assert "to be written, but also to be read" in loader.refuse("--rejects", name, f"./{name}", status=2)
-    assert "to be written, but also to be read" in loader.refuse("--db", name, name, status=2)
+    assert "is to be written, but is the same file as" in loader.refuse("--rejects", name, f"./{name}", status=2)
+    assert "is to be written, but is the same file as" in loader.refuse("--db", name, name, status=2)
     assert (loader.directory / name).read_bytes() == lines(event())
 
 
