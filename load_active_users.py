@@ -781,10 +781,11 @@ def copy_of(path: str, rule: Rule, dates: list[str]) -> sqlite3.Connection:
     """A temporary database with what a database holds of some dates: to try a load on."""
     from pathlib import Path
 
-    db = sqlite3.connect("", uri=True, isolation_level=None)
+    db = sqlite3.connect("", timeout=0.1, uri=True, isolation_level=None)
     db.executescript(schema())
     if os.path.exists(path):
-        db.execute("ATTACH ? AS stored", (Path(path).absolute().as_uri() + "?mode=ro",))
+        uri = Path(path).absolute().as_uri() + "?mode=ro"
+        patiently(lambda: db.execute("ATTACH ? AS stored", (uri,)))
         if check(db, path, rule, "stored"):
             copy = "INSERT INTO active_user SELECT * FROM stored.active_user WHERE date = ?"
             patiently(lambda: db.executemany(copy, [(date,) for date in dates]))
@@ -798,12 +799,12 @@ def store(
     does the same to a temporary copy. What has the same load_id is one row of load_log. Raises LoadError."""
     dates = merger.dates()
     with database_errors(path), contextlib.closing(copy_of(path, rule, dates) if dry_run else connect(path)) as db:
-        if not dry_run:
-            check(db, path, rule)
+        patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+        check(db, path, rule)  # again: others may have been here since the load began
         db.execute("PRAGMA cache_size = -32768")  # KiB
         db.execute("CREATE TEMP TABLE incoming (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID")
-        patiently(lambda: db.executescript("BEGIN IMMEDIATE;" + schema()))
-        check(db, path, rule)
+        for statement in schema().split(";\n"):  # executescript would commit first
+            db.execute(statement)
         counts = [store_date(db, date, merger.runs(date), replace) for date in dates]
         names = [os.fsencode(source).decode(errors="backslashreplace") for source in sources]
         zone, msec, globs = rule.terms
@@ -911,7 +912,7 @@ def as_table(counts: list[DateCount], tally: dict[str, int]) -> str:
 
 def printable(text: str) -> str:
     """A text with its control characters escaped, so that no file name or datum can steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Progress:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import plain
 import pytest
 from backports import zstd
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import ENVIRONMENT, NOON, ROOT, SAMPLE, Loader, event, lines
 
 SAMPLE_TABLE = {"2019-12-29": 11, "2019-12-30": 31, "2019-12-31": 22}
 HOUR = 3600 * 10**6
@@ -65,7 +65,12 @@ ACTIVE = {
     "integers are strings": event(msec="3000", time=str(NOON)),
     "a long engagement": event(msec="9" * 400),
     "another valuable parameter": event(key="_event"),
-    "one of several times is long enough": event(
+    "the first of several times is long enough": event(
+        event_params=params(
+            ("engagement_time_msec", {"int_value": 3000}), ("engagement_time_msec", {"int_value": 1}), ("a_event", {})
+        )
+    ),
+    "the last of several times is long enough": event(
         event_params=params(
             ("engagement_time_msec", {"int_value": 1}),
             ("engagement_time_msec", {"int_value": 3000}),
@@ -88,6 +93,15 @@ ACTIVE = {
     "unknown fields": event(new={"event_name": "x", "deep": [[{}]]}, event_date="20200101"),
     "other order, white space": json.dumps(dict(reversed(event().items())), indent=1).replace("\n", "\t\r ").encode(),
     "escapes": json.dumps(event()).replace("user_eng", "\\u0075ser\\u005Fen\\u0067").encode(),
+    **{
+        f"an escape: {spelt}": json.dumps(event()).replace("user_engagement", spelt).encode()
+        for spelt in (
+            "user\\u005Fengagement",
+            "user\\u005fengagement",
+            "user_engage\\u006dent",
+            "user_\\u0065ngagement",
+        )
+    },
     "escapes in the names of fields": json.dumps(event()).replace("key", "\\u006bey").encode(),
     "BigQuery's escapes": lines(event(text="<&>")).replace(b"<&>", b"\\u003c\\u0026\\u003e").strip(),
     "the last of a field given twice": lines(event()).replace(b'{"event_t', b'{"event_params":5,"event_t', 1).strip(),
@@ -238,6 +252,22 @@ def test_replace_makes_a_load_the_whole_truth_for_its_dates(loader: Loader) -> N
     assert loader.query("SELECT user_pseudo_id FROM active_user WHERE date = '2019-12-30'") == [("kept",), ("new",)]
 
 
+def test_replace_on_several_dates_with_the_same_users(loader: Loader) -> None:
+    both = lines(event("a"), event("a", time=NOON + 24 * HOUR))
+    loader.load("-", input=both)
+    assert [date["added"] for date in loader.load("--replace", "-", input=both)["dates"]] == [0, 0]
+    assert loader.query("SELECT replaced FROM load_log ORDER BY rowid") == [(0,), (1,)]
+
+
+def test_a_touched_date_is_counted_anew(loader: Loader) -> None:
+    loader.load("-", input=lines(event("a")))
+    with closing(sqlite3.connect(loader.db)) as db, db:
+        db.execute("UPDATE active_user_table SET active_user_count = 77")
+    assert loader.load("-", input=lines(event("b")))["dates"] == [
+        {"date": "2019-12-30", "active_user_count": 2, "added": 1}
+    ]
+
+
 def test_the_table_is_the_count_of_active_user(loader: Loader) -> None:
     for file in (SAMPLE, loader.file(lines(event("a"), event("b", time=0)))):
         loader.load(file)
@@ -382,6 +412,9 @@ USAGE = [
     (["--timezone", "", "x"], "no IANA time zone"),
     (["--timezone", "/etc/localtime", "x"], "no IANA time zone"),
     (["--timezone", "../zoneinfo/UTC", "x"], "no IANA time zone"),
+    (["--timezone", "Europe/../UTC", "x"], "no IANA time zone"),
+    (["--timezone", "./UTC", "x"], "no IANA time zone"),
+    (["--timezone", "Europe", "x"], "no IANA time zone"),
     (["--timezone", "UTC+3", "x"], "no IANA time zone"),
     (["--min-engagement-msec", "3s", "x"], "'3s' is not a valid integer"),
     (["--min-engagement-msec", "-1", "x"], "-1 is not in the range"),
@@ -401,6 +434,9 @@ def test_a_file_is_not_both_read_and_written(loader: Loader) -> None:
     assert "is to be written, but is the same file as" in loader.refuse("--rejects", name, f"./{name}", status=2)
     assert "is to be written, but is the same file as" in loader.refuse("--db", name, name, status=2)
     assert (loader.directory / name).read_bytes() == lines(event())
+    loader.load(name)
+    assert "is the same file as" in loader.refuse("--rejects", f"./{loader.db.name}", name, status=2)
+    assert "is the same file as" in loader.refuse("--rejects", "new.png", "--plot", "./new.png", name, status=2)
 
 
 # -- Bad records
@@ -520,6 +556,23 @@ def test_control_characters_are_escaped(loader: Loader) -> None:
     assert all(c.isprintable() or c == "\n" for c in message)
 
 
+def test_no_message_steers_the_terminal(loader: Loader) -> None:
+    assert "no\\x1b]0;such" in loader.refuse("no\x1b]0;such")
+    name = loader.file(lines(event()), "evil\x1b]0;")
+    message = loader.refuse("--db", name, name, status=2)
+    assert "evil\\x1b]0;" in message
+    assert "\x1b" not in message
+
+
+def test_a_file_name_that_is_no_text(loader: Loader) -> None:
+    name = os.fsdecode(b"\xff.jsons")
+    loader.file(lines(event("a")) + b"bad\n", name)
+    done = loader.run("--max-bad-records", 1, name)
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"\\udcff.jsons:2: ")
+    assert loader.query("SELECT sources FROM load_log") == [('["\\\\xff.jsons"]',)]
+
+
 # -- Input that cannot be read
 
 UNREADABLE = {
@@ -533,6 +586,7 @@ UNREADABLE = {
     ),
     "gzip and then something else": (gzip.compress(GOOD) + b"hello", "damaged or cut off"),
     "the second member cut off": (gzip.compress(GOOD) + gzip.compress(GOOD)[:20], "damaged or cut off"),
+    "zstd and then something else": (zstd.compress(GOOD) + b"hello", "damaged or cut off"),
     "zstd cut off": (zstd.compress(SAMPLE.read_bytes())[:-100], "damaged or cut off"),
 }
 
@@ -630,7 +684,7 @@ def test_a_reader_that_had_enough(loader: Loader) -> None:
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb") as closed:
-        done = subprocess.run(loader.command(SAMPLE), cwd=loader.directory, stdout=closed, stderr=-1)
+        done = subprocess.run(loader.command(SAMPLE), cwd=loader.directory, stdout=closed, stderr=-1, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, b"")
     assert loader.table() == SAMPLE_TABLE
 

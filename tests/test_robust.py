@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -21,7 +22,21 @@ import plain
 import pytest
 from conftest import ROOT, SAMPLE, Loader, event, lines
 
-from load_active_users import SMALL
+import load_active_users
+from load_active_users import (
+    SMALL,
+    Batch,
+    LoadError,
+    Memo,
+    Merger,
+    Range,
+    Rule,
+    batches,
+    check,
+    connect,
+    line_start,
+    scan_in_processes,
+)
 
 KILLS = int(os.environ.get("KILLS", "30"))
 ROWS = SAMPLE.read_bytes().splitlines(keepends=True)
@@ -123,12 +138,13 @@ def test_compressed_files_are_scanned_by_several_workers(loader: Loader) -> None
     assert messages.pop().startswith("Error: 2.gz:")
 
 
-def test_a_killed_worker_is_a_clear_error(loader: Loader, large: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_is_a_clear_error(loader: Loader, large: Path, number: int) -> None:
     loader.load(SAMPLE)
     before = loader.content()
     with start(loader, "--workers", 2, *[large] * 40) as process:
         pids = workers_of(process)
-        os.kill(pids[0], signal.SIGKILL)
+        os.kill(pids[0], number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, b"")
     assert err == b"Error: a scanning process was killed (out of memory?); try fewer --workers\n"
@@ -158,11 +174,85 @@ def test_ctrl_c_is_not_for_the_workers(loader: Loader, large: Path) -> None:
     assert (process.returncode, len(json.loads(out)["dates"])) == (0, 3)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_imports(loader: Loader, number: int, status: int) -> None:
+    stub = loader.directory / "stub"
+    stub.mkdir()
+    (stub / "click.py").write_text("import time\nopen('importing', 'w').close()\ntime.sleep(60)\n")
+    with start(loader, SAMPLE, env={**os.environ, "PYTHONPATH": str(stub)}) as process:
+        assert wait_for((loader.directory / "importing").exists)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (status, b"", b"")
+
+
+def in_a_process(loader: Loader, code: str, *args: object) -> subprocess.Popen[bytes]:
+    """The command, after some code that sees it as `loader`."""
+    code = f"import os, signal\nimport load_active_users as loader\n{code}\nloader.main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=loader.directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=-1,
+        stdout=-1,
+        stderr=-1,
+    )
+
+
+def test_a_signal_at_the_very_end_changes_nothing(loader: Loader) -> None:
+    code = "import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    with in_a_process(loader, code, "-q", SAMPLE) as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+def test_a_second_signal_does_not_disturb_the_first(loader: Loader) -> None:
+    code = "echo = loader.click.echo\n"
+    code += "loader.click.echo = lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), echo(*a, **k))"
+    with in_a_process(loader, code, "-") as process:
+        when_it_reads(process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"SIGINT: a load that is not committed leaves nothing behind\n")
+
+
 def test_no_worker_outlives_its_parent(loader: Loader, large: Path) -> None:
     with start(loader, "--workers", 3, *[large] * 40, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         pids = workers_of(process, 3)
         process.kill()
     assert wait_for(lambda: not any(map(alive, pids)), 5)
+
+
+def when_it_reads(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a load has read what it was sent."""
+    process.stdin.write(lines(event("first")))
+    process.stdin.flush()
+    assert wait_for(lambda: fcntl.ioctl(process.stdin, termios.FIONREAD, b"1234") == bytes(4))
+
+
+@pytest.mark.parametrize("slow", ["first", "second"])
+def test_the_error_of_the_first_range_is_raised(slow: str) -> None:
+    """Whichever is found first."""
+
+    def scan(part: Range) -> Iterator[Batch]:
+        if part.source == slow:
+            time.sleep(0.5)
+        raise LoadError(part.source)
+        yield Batch()
+
+    with pytest.raises(LoadError, match="first"):
+        list(scan_in_processes([Range("first"), Range("second")], scan, 2))
+
+
+@pytest.mark.parametrize(("count", "more", "pooled"), [(2, 0, False), (2, 1, True), (1, 1, False)])
+def test_small_inputs_start_no_pool(tmp_path: Path, count: int, more: int, pooled: bool) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    parts = [Range(str(path), 0, (SMALL + more * count) // count)] * count
+    names = {True: "scan_in_processes", False: "scan_in_turn"}
+    assert batches(parts, None, 4).__name__ == names[pooled]
+    assert batches(parts, None, 1).__name__ == "scan_in_turn"
+    assert batches([*parts, Range("-")], None, 4).__name__ == "scan_in_turn"
 
 
 # -- Crashes
@@ -227,7 +317,7 @@ def test_a_lock_held_for_too_long_is_a_clear_error(locked: Loader) -> None:
     patience = "import load_active_users as loader; loader.LOCK_SECONDS = 1.0; loader.main()"  # instead of 60
     command = [sys.executable, "-c", patience, str(SAMPLE)]
     done = subprocess.run(
-        command, cwd=locked.directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+        command, cwd=locked.directory, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (1, b"")
     message = "active_user_table.db: database is locked; another program keeps it locked; try again when that is done"
@@ -254,6 +344,72 @@ def test_a_reader_is_not_in_the_way_for_long(loader: Loader) -> None:
             reader.execute("COMMIT")
             process.communicate(timeout=10)
     assert process.returncode == 0
+
+
+def test_a_refusal_comes_before_the_events_are_read(loader: Loader) -> None:
+    loader.load(SAMPLE)
+    with start(loader, "--timezone", "UTC", "-") as process:  # whose standard input does not end
+        assert wait_for(lambda: process.poll() is not None, 10)
+        assert process.returncode == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("CREATE TABLE notes (text)", b"choose another --db"),
+        (
+            (ROOT / "schema.sql").read_text()
+            + "INSERT INTO load_log VALUES ('x', '', '[]', 'UTC', 1, '[\"*\"]', 0, 0, 0, 0, 0, 0, 0, 0);",
+            b"was filled under the rule --timezone UTC",
+        ),
+    ],
+)
+def test_a_database_that_becomes_another_meanwhile(
+    loader: Loader, options: list[str], change: str, message: bytes
+) -> None:
+    """Before the load has its turn, or while it waits for it."""
+    for waits in (False, True):
+        loader.db.unlink(missing_ok=True)
+        with start(loader, *options, "-") as process, closing(sqlite3.connect(loader.db)) as db:
+            when_it_reads(process)
+            db.isolation_level = None
+            db.execute("BEGIN EXCLUSIVE")
+            if waits:
+                process.stdin.close()
+                process.stdin = None
+                time.sleep(0.5)
+            for statement in change.split(";\n"):
+                db.execute(statement)
+            db.execute("COMMIT")
+            out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (1, b"")
+        assert message in err
+        assert (
+            loader.query("SELECT count(*) FROM sqlite_master WHERE name = 'notes'")[0][0]
+            + len(loader.query("SELECT * FROM sqlite_master WHERE name = 'load_log'"))
+            == 1
+        )
+
+
+def test_each_look_at_the_database_waits_its_turn(loader: Loader) -> None:
+    """Also when another program takes it in between, for longer than SQLite itself waits."""
+    loader.load(SAMPLE)
+    for word in ("sqlite_master", "main.load_log"):
+        seen = []
+        with closing(connect(str(loader.db))) as db, closing(sqlite3.connect(loader.db, isolation_level=None)) as other:
+
+            def lock(sql: str, word: str = word, seen: list[str] = seen, other: sqlite3.Connection = other) -> None:
+                if word in sql:
+                    seen.append(sql)
+                    if len(seen) == 1:
+                        other.execute("BEGIN EXCLUSIVE")
+                    elif len(seen) == 2:
+                        other.execute("ROLLBACK")
+
+            db.set_trace_callback(lock)
+            check(db, "x", Rule("US/Central", 3000, ["*_event"]))
+        assert len(seen) >= 2
 
 
 # -- Full and failing storage
@@ -393,7 +549,7 @@ print(usage.ru_maxrss // 1024, os.waitstatus_to_exitcode(status))
 def peak_memory(loader: Loader, *args: object) -> tuple[int, bytes, int]:
     """The exit status, the output and the peak memory in MB of a load."""
     command = [sys.executable, "-ISc", MEASURE, *loader.command(*args)]
-    done = subprocess.run(command, cwd=loader.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    done = subprocess.run(command, cwd=loader.directory, stdout=-1, stderr=subprocess.STDOUT, check=True, timeout=300)
     output, measured = done.stdout.rstrip().rpartition(b"\n")[::2]
     megabytes, status = map(int, measured.split())
     return status, output, megabytes
@@ -467,3 +623,34 @@ def test_the_sample_needs_no_heavy_import(loader: Loader) -> None:
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert {"click", "msgspec", "stringzilla"} <= imported
     assert not imported & {"multiprocessing", "isal", "backports.zstd", "json", "matplotlib", "distributed", "psycopg"}
+
+
+def test_a_line_without_end_before_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_active_users, "MAX_LINE", 1 << 20)
+    path = tmp_path / "x"
+    path.write_bytes(b"{" + b"x" * (4 << 20))
+    with path.open("rb") as stream, pytest.raises(LoadError, match="a line of more than"):
+        line_start(stream, 1000)
+
+
+def test_a_merger_holds_some_users_and_stages_the_rest() -> None:
+    merger, most = Merger([Range("x")]), 0
+    for number in range(50):
+        merger.add(0, Batch(users={"2020-01-01": {f"{number}-{user:032}" for user in range(10_000)}}))
+        most = max(most, len(merger.users.get("2020-01-01", ())))
+    assert 10_000 < most < 400_000
+    merger.stage()
+    assert sum(len(json.loads(run)) for run in merger.runs("2020-01-01")) == 500_000
+    plan = merger.staged.execute("EXPLAIN QUERY PLAN SELECT users FROM run WHERE date = ?", ("",)).fetchall()
+    assert "USING INDEX run_date" in plan[0][-1]
+
+
+def test_a_memo_is_bounded() -> None:
+    memo = Memo[int, int](lambda key: key)
+    assert [memo[number] for number in range(200_000)] == list(range(200_000))
+    assert len(memo) <= 65_536
+
+
+def test_the_ends_of_the_calendar() -> None:
+    rule = Rule("Asia/Kolkata", 1, ["*"])
+    assert rule.date((253402300800 - 19800) * 10**6 - 1) == "9999-12-31"
