@@ -8,6 +8,7 @@
 #     "isal>=1.7,<2",
 #     "backports.zstd>=1,<2; python_version < '3.14'",
 #     "matplotlib>=3.9,<4",
+#     "psycopg[binary]>=3.2,<4",
 # ]
 # ///
 """Load the number of active users per day from analytics events (newline-delimited JSON) into an SQL table."""
@@ -692,12 +693,28 @@ class DateCount(Struct):
 
 @contextlib.contextmanager
 def database_errors(path: str) -> Iterator[None]:
-    """Raise what SQLite says about a database as a LoadError that names the remedy."""
+    """Raise what a database says about itself as a LoadError that names the remedy."""
     try:
         yield
     except sqlite3.Error as error:
         remedy = REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         raise LoadError(f"{path}: {error}" + (f"; {remedy}" if remedy else "")) from None
+    except Exception as error:
+        if not type(error).__module__.startswith("psycopg"):
+            raise
+        raise LoadError(f"{label(path)}: {' '.join(str(error).split())}") from None
+
+
+def is_url(path: str) -> bool:
+    return path.startswith(("postgresql://", "postgres://"))
+
+
+def label(path: str) -> str:
+    """A database as it may be shown: without the user and password of a URL."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if is_url(path) else path
 
 
 def patiently(action: Callable[[], T]) -> T:
@@ -711,10 +728,6 @@ def patiently(action: Callable[[], T]) -> T:
                 raise
 
 
-def connect(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(os.path.abspath(path), timeout=0.1, isolation_level=None)
-
-
 def schema() -> str:
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schema.sql")
     try:
@@ -724,43 +737,157 @@ def schema() -> str:
         raise LoadError(f"{path}: {error.strerror}; it belongs beside load_active_users.py") from None
 
 
-def check_tables(db: sqlite3.Connection, path: str, name: str = "main") -> bool:
-    """Whether a database has the tables of schema.sql. Raises LoadError for one that has others."""
+class Sqlite(sqlite3.Connection):
+    """A connection to an SQLite file. Postgres has the same methods."""
 
-    def tables(db: sqlite3.Connection, name: str) -> dict[str, list[tuple[Any, ...]]]:
+    name: str
+    incoming = "CREATE TEMP TABLE incoming (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID"
+    held = "SELECT count(*) FROM incoming"
+
+    def tables(self, prefix: str = "") -> dict[str, list[tuple[Any, ...]]]:
+        """The columns of each table: name, type, whether not null, place in the primary key from 1 or 0."""
         found: dict[str, list[tuple[Any, ...]]] = {}
-        query = f"""SELECT t.name, c.name, upper(c.type), c."notnull", c.pk FROM {name}.sqlite_master t,
-                    pragma_table_info(t.name, '{name}') c WHERE t.type = 'table' ORDER BY t.name, c.cid"""
-        for table, *column in db.execute(query):
+        query = f"""SELECT t.name, c.name, upper(c.type), c."notnull", c.pk FROM {prefix}sqlite_master t,
+                    pragma_table_info(t.name, ?) c WHERE t.type = 'table' ORDER BY t.name, c.cid"""
+        for table, *column in self.execute(query, (prefix[:-1] or "main",)):
             found.setdefault(table, []).append(tuple(column))
         return found
 
-    with contextlib.closing(sqlite3.connect(":memory:")) as model:
-        model.executescript(schema())
-        expected = tables(model, "main")
-    present = patiently(lambda: tables(db, name))
+    def begin(self) -> None:
+        """Begin a transaction when it is our turn to write."""
+        patiently(lambda: self.execute("BEGIN IMMEDIATE"))
+        self.execute("PRAGMA cache_size = -32768")  # KiB
+
+    def make_tables(self) -> None:
+        for statement in schema().split(";\n"):  # executescript would commit first
+            self.execute(statement)
+
+    def receive(self, users: str) -> None:
+        """Put the users of a JSON array, some of which may be there already, into the table incoming."""
+        if "\\u0000" not in users:
+            self.execute("INSERT OR IGNORE INTO incoming SELECT value FROM json_each(?)", (users,))
+        else:  # where SQLite's JSON functions end a text
+            rows = [(user,) for user in msgspec.json.decode(users)]
+            self.executemany("INSERT OR IGNORE INTO incoming VALUES (?)", rows)
+
+
+class Postgres:
+    """A connection to a PostgreSQL database, whose parameters are written ? as in SQLite."""
+
+    incoming = "CREATE TEMP TABLE incoming (user_pseudo_id TEXT)"
+    held = "SELECT count(DISTINCT user_pseudo_id) FROM incoming"
+
+    def __init__(self, url: str) -> None:
+        import psycopg
+
+        self.name = label(url)
+        self.connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
+
+    def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> Any:
+        return self.connection.execute(sql.replace("?", "%s").encode(), parameters)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def tables(self, prefix: str = "") -> dict[str, list[tuple[Any, ...]]]:
+        """Those of our tables that there are, in the terms of SQLite."""
+        query = """
+            SELECT c.table_name, c.column_name, CASE data_type WHEN 'bigint' THEN 'INTEGER' ELSE upper(data_type) END,
+                CASE is_nullable WHEN 'NO' THEN 1 ELSE 0 END, coalesce(k.ordinal_position, 0)
+            FROM information_schema.columns c
+            JOIN information_schema.tables t USING (table_schema, table_name)
+            LEFT JOIN information_schema.key_column_usage k USING (table_schema, table_name, column_name)
+            WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'
+                AND table_name IN ('active_user', 'active_user_table', 'load_log')
+            ORDER BY c.table_name, c.ordinal_position"""
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        for table, *column in self.execute(query):
+            found.setdefault(table, []).append(tuple(column))
+        return found
+
+    def begin(self) -> None:
+        """Begin a transaction when it is our turn to write: loads that overlap would not see each other's users."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        self.execute("BEGIN")
+        while not self.execute("SELECT pg_try_advisory_xact_lock(hashtext('load_active_users'))").fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise LoadError(f"{self.name}: is locked by another load; try again when that is done")
+            time.sleep(0.1)
+
+    def make_tables(self) -> None:
+        """Make what schema.sql has, as PostgreSQL spells it."""
+        import re
+
+        if not self.tables():
+            text = schema().replace(" WITHOUT ROWID", "").replace(" INTEGER", " BIGINT").replace("julianday", "")
+            text = text.replace("VIEW IF NOT EXISTS", "VIEW")
+            self.execute(re.sub(r"date\(([\w.]+), '([+-]\d+) days'\)", r"(\1 \2)", text))
+
+    def receive(self, users: str) -> None:
+        if "\\u0000" in users:
+            raise LoadError(
+                f"{self.name}: PostgreSQL keeps no NUL character, which a user_pseudo_id has; take its events out"
+            )
+        with self.connection.cursor().copy("COPY incoming FROM STDIN") as copy:
+            for user in msgspec.json.decode(users):
+                copy.write_row((user,))
+
+
+Database = Sqlite | Postgres
+
+
+def connect(path: str) -> Database:
+    if is_url(path):
+        return Postgres(path)
+    db = sqlite3.connect(os.path.abspath(path), timeout=0.1, isolation_level=None, factory=Sqlite)
+    db.name = path
+    return db
+
+
+def copy_of(path: str, rule: Rule, dates: list[str]) -> Sqlite:
+    """A temporary database with what an SQLite file holds of some dates: to try a load on."""
+    from pathlib import Path
+
+    db = sqlite3.connect("", timeout=0.1, uri=True, isolation_level=None, factory=Sqlite)
+    db.name = path
+    db.make_tables()
+    if os.path.exists(path):
+        uri = Path(path).absolute().as_uri() + "?mode=ro"
+        patiently(lambda: db.execute("ATTACH ? AS stored", (uri,)))
+        if check(db, rule, "stored."):
+            copy = "INSERT INTO active_user SELECT * FROM stored.active_user WHERE date = ?"
+            patiently(lambda: db.executemany(copy, [(date,) for date in dates]))
+    return db
+
+
+def check_tables(db: Database, prefix: str = "") -> bool:
+    """Whether a database has the tables of schema.sql. Raises LoadError for one that has others."""
+    with contextlib.closing(sqlite3.connect(":memory:", factory=Sqlite)) as model:
+        model.make_tables()
+        expected = model.tables()
+    present = patiently(lambda: db.tables(prefix))
     for table, columns in expected.items():
         if present and present.get(table) != columns:
             what = f"its table {table} is not" if table in present else f"it has tables, but no {table}: it is not"
-            raise LoadError(f"{path}: {what} one of load_active_users.py; choose another --db")
+            raise LoadError(f"{db.name}: {what} one of load_active_users.py; choose another --db")
     return bool(present)
 
 
-def kept_terms(db: sqlite3.Connection, name: str = "main") -> Terms | None:
+def kept_terms(db: Database, prefix: str = "") -> Terms | None:
     """The terms of the rule under which a database was filled."""
-    query = f"SELECT timezone, min_engagement_msec, valuable_events FROM {name}.load_log LIMIT 1"
+    query = f"SELECT timezone, min_engagement_msec, valuable_events FROM {prefix}load_log LIMIT 1"
     for zone, msec, globs in patiently(lambda: db.execute(query).fetchall()):
         return zone, msec, msgspec.json.decode(globs)
     return None
 
 
-def check(db: sqlite3.Connection, path: str, rule: Rule, name: str = "main") -> bool:
+def check(db: Database, rule: Rule, prefix: str = "") -> bool:
     """Whether a database has the tables of schema.sql. Raises LoadError for others, and for another rule."""
-    present = check_tables(db, path, name)
-    kept = kept_terms(db, name) if present else None
+    present = check_tables(db, prefix)
+    kept = kept_terms(db, prefix) if present else None
     if kept and kept != rule.terms:
         rules = f"{options(*kept)}; the rule of this load is {options(*rule.terms)}"
-        raise LoadError(f"{path}: was filled under the rule {rules}; use that rule or another --db")
+        raise LoadError(f"{db.name}: was filled under the rule {rules}; use that rule or another --db")
     return present
 
 
@@ -774,39 +901,23 @@ def options(timezone: str, min_engagement_msec: int, valuable_events: list[str])
 
 def check_database(path: str, rule: Rule) -> None:
     """Raise LoadError where a load into a database is going to be refused, before the events are read."""
-    if os.path.exists(path):
+    if is_url(path) or os.path.exists(path):
         with database_errors(path), contextlib.closing(connect(path)) as db:
-            check(db, path, rule)
-
-
-def copy_of(path: str, rule: Rule, dates: list[str]) -> sqlite3.Connection:
-    """A temporary database with what a database holds of some dates: to try a load on."""
-    from pathlib import Path
-
-    db = sqlite3.connect("", timeout=0.1, uri=True, isolation_level=None)
-    db.executescript(schema())
-    if os.path.exists(path):
-        uri = Path(path).absolute().as_uri() + "?mode=ro"
-        patiently(lambda: db.execute("ATTACH ? AS stored", (uri,)))
-        if check(db, path, rule, "stored"):
-            copy = "INSERT INTO active_user SELECT * FROM stored.active_user WHERE date = ?"
-            patiently(lambda: db.executemany(copy, [(date,) for date in dates]))
-    return db
+            check(db, rule)
 
 
 def store(
     path: str, rule: Rule, merger: Merger, load_id: str, sources: Iterable[str], replace: bool, dry_run: bool
 ) -> list[DateCount]:
     """Load what was merged into a database in one transaction, and return the dates it touched, in order. A dry run
-    does the same to a temporary copy. What has the same load_id is one row of load_log. Raises LoadError."""
+    does the same to a temporary copy of a file, and does not commit. What has the same load_id is one row of load_log.
+    Raises LoadError."""
     dates = merger.dates()
-    with database_errors(path), contextlib.closing(copy_of(path, rule, dates) if dry_run else connect(path)) as db:
-        patiently(lambda: db.execute("BEGIN IMMEDIATE"))
-        check(db, path, rule)  # again: others may have been here since the load began
-        db.execute("PRAGMA cache_size = -32768")  # KiB
-        db.execute("CREATE TEMP TABLE incoming (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID")
-        for statement in schema().split(";\n"):  # executescript would commit first
-            db.execute(statement)
+    copied = dry_run and not is_url(path)
+    with database_errors(path), contextlib.closing(copy_of(path, rule, dates) if copied else connect(path)) as db:
+        db.begin()
+        check(db, rule)  # again: others may have been here since the load began
+        db.make_tables()
         counts = [store_date(db, date, merger.runs(date), replace) for date in dates]
         names = [os.fsencode(source).decode(errors="backslashreplace") for source in sources]
         zone, msec, globs = rule.terms
@@ -832,23 +943,22 @@ def store(
     return counts
 
 
-def store_date(db: sqlite3.Connection, date: str, runs: Iterable[str], replace: bool) -> DateCount:
+def store_date(db: Database, date: str, runs: Iterable[str], replace: bool) -> DateCount:
     """Add the users of a date, as sorted JSON arrays, to those in a database, or put them in their place."""
-    held = kept = 0
+    db.execute(db.incoming)
     for users in runs:
-        if "\\u0000" not in users:
-            insert = "INSERT OR IGNORE INTO incoming SELECT value FROM json_each(?)"
-            held += db.execute(insert, (users,)).rowcount
-        else:  # where SQLite's JSON functions end a text
-            rows = [(user,) for user in msgspec.json.decode(users)]
-            held += db.executemany("INSERT OR IGNORE INTO incoming VALUES (?)", rows).rowcount
+        db.receive(users)
+    held, kept = db.execute(db.held).fetchone()[0], 0
     if replace:
-        both = "SELECT count(*) FROM incoming JOIN active_user USING (user_pseudo_id) WHERE date = ?"
+        both = (
+            "SELECT count(DISTINCT user_pseudo_id) FROM incoming JOIN active_user USING (user_pseudo_id) WHERE date = ?"
+        )
         kept = db.execute(both, (date,)).fetchone()[0]
         db.execute("DELETE FROM active_user WHERE date = ?", (date,))
-    insert = "INSERT OR IGNORE INTO active_user SELECT ?, user_pseudo_id FROM incoming"
+    insert = """INSERT INTO active_user SELECT ?, user_pseudo_id FROM incoming WHERE true ORDER BY user_pseudo_id
+                ON CONFLICT DO NOTHING"""
     added = db.execute(insert, (date,)).rowcount - kept
-    db.execute("DELETE FROM incoming")
+    db.execute("DROP TABLE incoming")
     count = db.execute("SELECT count(*) FROM active_user WHERE date = ?", (date,)).fetchone()[0]
     db.execute(
         """INSERT INTO active_user_table VALUES (?, ?)
@@ -860,13 +970,14 @@ def store_date(db: sqlite3.Connection, date: str, runs: Iterable[str], replace: 
 
 def stored(path: str) -> tuple[list[tuple[str, int]], Terms | None]:
     """The rows of active_user_table in a database, by date, and the terms of its rule. Raises LoadError."""
-    if not os.path.exists(path):
+    if not is_url(path) and not os.path.exists(path):
         raise LoadError(f"{path}: there is no such database; load events into it first")
     with database_errors(path), contextlib.closing(connect(path)) as db:
-        if not check_tables(db, path):
+        if not check_tables(db):
             return [], None
         query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"
-        return patiently(lambda: db.execute(query).fetchall()), kept_terms(db)
+        rows = patiently(lambda: db.execute(query).fetchall())
+        return [(str(date), count) for date, count in rows], kept_terms(db)
 
 
 # -- The report ------------------------------------------------------------------------------------------------------
@@ -1192,7 +1303,9 @@ def plot(path: str, db: str) -> None:
     },
 )
 @click.argument("events", nargs=-1, metavar="EVENTS...")
-@click.option("--db", default="active_user_table.db", metavar="PATH", help="SQLite file, made when missing.")
+@click.option(
+    "--db", default="active_user_table.db", metavar="PATH", help="SQLite file, made when missing, or postgresql:// URL."
+)
 @click.option("--timezone", default="US/Central", metavar="NAME", help="IANA zone whose calendar dates are counted.")
 @click.option("--min-engagement-msec", default=3000, type=COUNT, help="Least engagement time of an active event.")
 @click.option(
@@ -1263,7 +1376,7 @@ def main(
     if commit_every and (replace or dry_run):
         raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
     try:
-        check_files(events, db, rejects, plotted)
+        check_files(events, None if is_url(db) else db, rejects, plotted)
         if events:
             try:
                 rule = Rule(timezone, min_engagement_msec, valuable_event)
@@ -1290,7 +1403,7 @@ def main(
                     limit = f"more than --max-bad-records {max_bad_records}"
                     since = " since the last commit" if counts else ""
                     raise LoadError(f"bad records: {reported}, {limit}; nothing was loaded{since}")
-                watch.show(f"writing {printable(db)}")
+                watch.show(f"writing {printable(label(db))}")
                 for new in store(db, rule, merger, load_id, events, replace, dry_run):
                     counts[new.date] = new.after(counts.get(new.date))
                 merger.clear()

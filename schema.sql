@@ -32,21 +32,23 @@ CREATE TABLE IF NOT EXISTS load_log (
 );
 
 -- For each date of active_user_table: who was active in the 7 days that end on it (weekly) and in the 28 (monthly), and
--- the share of the monthly ones who came on the date (stickiness). days is how many of the 28 lie in the series, from
--- its first date on: weekly is of a whole week from 7 on, monthly from 28.
+-- the share of the monthly ones who came on the date (stickiness). days is how long the series is by then: weekly is of
+-- a whole week from 7 on, monthly of a whole month from 28.
 CREATE VIEW IF NOT EXISTS active_user_trend AS
 WITH visit AS (
     SELECT date, lead(date) OVER (PARTITION BY user_pseudo_id ORDER BY date) AS next FROM active_user
-), stay AS (  -- from a visit until the user's next one or until 28 days have gone by: so it counts a user once a date
-    SELECT date, min(coalesce(next, '~'), coalesce(date(date, '+28 days'), '~')) AS stop, count(*) AS users
+), stay AS (  -- from a visit until the user's next one, but 28 days at most: so each counts a user once a date
+    SELECT date, coalesce(date(date, '+27 days'), '9999-12-31') AS last, next, count(*) AS users
     FROM visit GROUP BY date, next
 ), trend AS (
     SELECT day.date, day.active_user_count,
-        sum(CASE WHEN day.date >= date(stay.date, '+7 days') THEN 0 ELSE users END) AS weekly_active_users,
-        sum(users) AS monthly_active_users
-    FROM stay CROSS JOIN active_user_table AS day ON day.date >= stay.date AND day.date < stay.stop
-    GROUP BY day.date
+        CAST(sum(CASE WHEN day.date >= date(stay.date, '+7 days') THEN 0 ELSE users END) AS INTEGER) AS weekly_active_users,
+        CAST(sum(users) AS INTEGER) AS monthly_active_users
+    FROM stay CROSS JOIN active_user_table AS day
+    WHERE day.date BETWEEN stay.date AND stay.last AND (next IS NULL OR day.date < next)
+    GROUP BY day.date, day.active_user_count
 )
-SELECT *, round(1.0 * active_user_count / monthly_active_users, 4) AS stickiness,
-    cast(min(julianday(date) - julianday((SELECT min(date) FROM active_user_table)) + 1, 28) AS INTEGER) AS days
+SELECT date, active_user_count, weekly_active_users, monthly_active_users,
+    round(1.0 * active_user_count / monthly_active_users, 4) AS stickiness,
+    CAST(julianday(date) - julianday((SELECT min(date) FROM active_user_table)) + 1 AS INTEGER) AS days
 FROM trend;

@@ -530,8 +530,8 @@ def test_weekly_and_monthly_active_users(visits: list[tuple[int, set[str]]]) -> 
         expected = []
         for day, users in sorted(active.items()):
             week, month = (len(set().union(*(active.get(day - n, ()) for n in range(size)))) for size in (7, 28))
-            days = min(day - min(active) + 1, 28)
-            expected.append((str(first + timedelta(day)), len(users), week, month, round(len(users) / month, 4), days))
+            row = (len(users), week, month, round(len(users) / month, 4), day - min(active) + 1)
+            expected.append((str(first + timedelta(day)), *row))
         assert rows == expected
 
 
