@@ -9,6 +9,7 @@
 #     "backports.zstd>=1,<2; python_version < '3.14'",
 #     "matplotlib>=3.9,<4",
 #     "psycopg[binary]>=3.2,<4",
+#     "fsspec>=2025.1",
 # ]
 # ///
 """Load the number of active users per day from analytics events (newline-delimited JSON) into an SQL table."""
@@ -221,6 +222,7 @@ BOM = b"\xef\xbb\xbf"
 BLOCK = 384 << 10  # bytes: little enough to stay in the processor's cache while it is searched again and again
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 BATCH = 32 << 20  # bytes of lines
+AHEAD = 8 << 20  # bytes to ask a URL for at once
 TICK = 0.2  # seconds after which a batch is passed on that has not become full
 SHOWN = 20  # bad records to report in full
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -236,7 +238,8 @@ class Range(Struct, frozen=True):
     source: str
     start: int = 0
     end: int | None = None
-    inode: int | None = None  # of the file when it was cut into ranges: they are to be of one and the same
+    size: int = 0  # of it, where that is known
+    version: str | None = None  # of the file when it was cut into ranges: they are to be of one and the same
 
 
 class Batch(Struct):
@@ -279,6 +282,8 @@ class Scanner:
         try:
             with opened(part.source, self.live) as (stream, file):
                 position = part.start
+                if part.version not in (None, version(part.source, file)):
+                    raise LoadError(REPLACED)
                 for buffer, length in blocks(stream, part, self.block_size, self.live):
                     if length:
                         self.scan_block(buffer, length, first_line + batch.lines, batch)
@@ -380,8 +385,6 @@ def blocks(stream: Any, part: Range, size: int, live: Live | None = None) -> Ite
     of 0 every 0.2 s. Raises LoadError, OSError."""
     left = sys.maxsize
     if part.end is not None:
-        if part.inode not in (None, os.fstat(stream.fileno()).st_ino):
-            raise LoadError(REPLACED)
         start, end = line_start(stream, part.start), line_start(stream, part.end)
         stream.seek(start)
         left = end - start
@@ -442,11 +445,20 @@ def opened(source: str, live: Live | None = None) -> Iterator[tuple[Any, Any]]:
     """A source as a binary stream of its lines, decompressed where it is gzip or zstd by its first bytes, and its file.
     A live pipe is not decompressed: how much of it has come could not be told."""
     with contextlib.ExitStack() as stack:
+        raw: Any
         if source == "-":
             raw = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
+            is_pipe = not raw.seekable()
+        elif "://" in source:
+            stack.enter_context(url_errors())
+            system, path = file_system(source)
+            in_ranges = system.info(path).get("partial", "http" not in system.protocol)
+            ahead = AHEAD if in_ranges else 0  # 0: as a stream
+            raw = stack.enter_context(system.open(path, "rb", block_size=ahead, cache_type="readahead"))
+            is_pipe = not in_ranges
         else:
             raw = stack.enter_context(open(source, "rb", buffering=0))
-        is_pipe = not raw.seekable()
+            is_pipe = not raw.seekable()
         if (live is not None and is_pipe) or not (is_pipe or source == "-" or compressed(raw)):
             yield raw, raw
             return
@@ -472,32 +484,87 @@ def opened(source: str, live: Live | None = None) -> Iterator[tuple[Any, Any]]:
             raise LoadError(f"the compressed data is damaged or cut off ({error}); fetch the file again") from None
 
 
-def compressed(file: io.FileIO) -> bool:
-    return os.pread(file.fileno(), 4, 0).startswith((GZIP, ZSTD))
+def compressed(file: Any) -> bool:
+    magic: bytes = file.read(4)
+    file.seek(0)
+    return magic.startswith((GZIP, ZSTD))
+
+
+@contextlib.contextmanager
+def url_errors() -> Iterator[None]:
+    """Raise whatever the libraries behind fsspec raise as a LoadError."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except FileNotFoundError:
+        raise LoadError("No such file") from None
+    except Exception as error:
+        raise LoadError(" ".join(f"{type(error).__name__}: {error}".split())) from None
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it."""
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path
+
+
+def version(source: str, file: Any) -> str | None:
+    """What changes when another file takes the place of a source."""
+    if "://" not in source:
+        return str(os.fstat(file.fileno()).st_ino)
+    system, path = file_system(source)
+    system.invalidate_cache()
+    info = system.info(path)
+    return next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime") if info.get(key)), None)
+
+
+def sources_of(events: Iterable[str]) -> list[str]:
+    """Some EVENTS, with the files that a URL with wildcards stands for. Raises LoadError."""
+    sources = []
+    for source in events:
+        if "://" in source and any(wildcard in source for wildcard in "*?["):
+            try:
+                with url_errors():
+                    system, path = file_system(source)
+                    found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+            except (LoadError, OSError) as error:
+                raise LoadError(f"{source}: {error}") from None
+            if not found:
+                raise LoadError(f"{source}: there is no such file")
+            sources += found
+        else:
+            sources.append(source)
+    return sources
 
 
 def ranges(sources: Iterable[str]) -> list[Range]:
-    """The ranges that make up some sources, in order: 32 MiB each, or a whole source where it can't be split (gzip, a
-    pipe). Raises LoadError for one that can't be read."""
+    """The ranges that make up some sources, in order: 32 MiB each (of a URL 128), or a whole source where it can't be
+    split (gzip, a pipe). Raises LoadError for one that can't be read."""
     parts = []
     for source in sources:
+        is_url = "://" in source
         try:
-            if source == "-" or not os.path.isfile(source):
+            if not is_url and (source == "-" or not os.path.isfile(source)):
                 if os.path.isdir(source):
-                    raise LoadError(f"{source}: is a directory; name the files in it")
+                    raise LoadError("is a directory; name the files in it")
                 os.stat(0 if source == "-" else source)
                 parts.append(Range(source))
                 continue
-            with open(source, "rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
-                size, inode = status.st_size, status.st_ino
-                if compressed(file):
-                    parts.append(Range(source))
+            with opened(source) as (stream, file):
+                size = file.size if is_url else os.fstat(file.fileno()).st_size
+                token = version(source, file)
+                if stream is not file or size is None:
+                    parts.append(Range(source, size=size or 0, version=token))
                 else:
-                    starts = range(0, size, BATCH)
-                    parts += [Range(source, start, min(start + BATCH, size), inode) for start in starts]
-        except OSError as error:
-            raise LoadError(f"{source}: {error.strerror}") from None
+                    step = 4 * BATCH if is_url else BATCH
+                    for start in range(0, size, step):
+                        end = min(start + step, size)
+                        parts.append(Range(source, start, end, end - start, token))
+        except (LoadError, OSError) as error:
+            raise LoadError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     return parts
 
 
@@ -1179,9 +1246,8 @@ LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 def batches(parts: list[Range], scan: Scanner, workers: int) -> Iterator[tuple[int, Batch]]:
     """Yield the batches of some ranges, each with the index of its range, from a pool of processes if that pays."""
-    files = [part for part in parts if part.source != "-" and os.path.isfile(part.source)]
-    size = sum(part.end - part.start if part.end else 10 * os.path.getsize(part.source) for part in files)
-    if workers > 1 and len(files) == len(parts) > 1 and size > SMALL:
+    size = sum(part.size * (10 if part.end is None else 1) for part in parts)
+    if workers > 1 and len(parts) > 1 and all(part.size for part in parts) and size > SMALL:
         return scan_in_processes(parts, scan, min(workers, len(parts)))
     return scan_in_turn(parts, scan)
 
@@ -1383,11 +1449,11 @@ def main(
             except ValueError as error:
                 raise click.BadParameter(str(error), param_hint="'--timezone'") from None
             check_database(db, rule)
-            merger = Merger(ranges(events))
+            merger = Merger(ranges(sources_of(events)))
             live = Live() if commit_every else None
             scan = Scanner(rule, validate, keep=rejects is not None, live=live)
             found = batches(merger.parts, scan, 1 if commit_every else workers or usable_cpus())
-            total = sum(map(os.path.getsize, events)) if all(map(os.path.isfile, events)) else 0
+            total = sum(part.size for part in merger.parts) if all(part.size for part in merger.parts) else 0
             watch = Progress(sys.stderr.isatty() if progress is None else progress, total)
             load_id, reported = os.urandom(8).hex(), 0
             counts: dict[str, DateCount] = {}

@@ -15,8 +15,6 @@ SCRIPT = ROOT / "load_active_users.py"
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
 NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 settings.register_profile("here", deadline=None)  # how long an example takes decides nothing
 settings.load_profile("here")
@@ -58,7 +56,7 @@ class Loader:
             self.command(*args),
             cwd=self.directory,
             input=input,
-            env={**ENVIRONMENT, **(env or {})},
+            env={**os.environ, "PYTHONUNBUFFERED": "", **(env or {})},
             capture_output=True,
             timeout=300,
         )

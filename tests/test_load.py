@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import plain
 import pytest
 from backports import zstd
-from conftest import ENVIRONMENT, NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
 
 SAMPLE_TABLE = {"2019-12-29": 11, "2019-12-30": 31, "2019-12-31": 22}
 HOUR = 3600 * 10**6
@@ -684,7 +684,13 @@ def test_a_reader_that_had_enough(loader: Loader) -> None:
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb") as closed:
-        done = subprocess.run(loader.command(SAMPLE), cwd=loader.directory, stdout=closed, stderr=-1, env=ENVIRONMENT)
+        done = subprocess.run(
+            loader.command(SAMPLE),
+            cwd=loader.directory,
+            stdout=closed,
+            stderr=-1,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
     assert (done.returncode, done.stderr) == (0, b"")
     assert loader.table() == SAMPLE_TABLE
 

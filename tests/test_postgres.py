@@ -19,6 +19,8 @@ from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
 from test_operate import DAY, texts
 from test_robust import ROWS, start, wait_for
 
+from load_active_users import Batch, DateCount, Merger, Range, Rule, store
+
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path(shutil.which("initdb") or "/none").parent)
 pytestmark = pytest.mark.skipif(not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres")
 
@@ -173,6 +175,16 @@ def test_what_the_server_says_is_one_line(loader: PostgresLoader) -> None:
 def test_users_that_it_cannot_keep(loader: PostgresLoader) -> None:
     loader.load(SAMPLE)
     assert "PostgreSQL keeps no NUL character" in loader.refuse("-", input=lines(event("a\0b")))
+
+
+def test_users_that_are_staged_twice_are_one(loader: PostgresLoader, sqlite: Loader) -> None:
+    for db in (loader.url, str(sqlite.db)):
+        merger = Merger([Range("x")])
+        for users in ({"a", "b"}, {"b", "c"}):
+            merger.add(0, Batch(users={"2020-01-01": users}))
+            merger.stage()
+        counts = store(db, Rule("UTC", 1, ["*"]), merger, "id", ["x"], replace=False, dry_run=False)
+        assert counts == [DateCount("2020-01-01", 3, 3, 3)]
 
 
 def test_a_crowd(loader: PostgresLoader) -> None:

@@ -245,10 +245,9 @@ def test_the_error_of_the_first_range_is_raised(slow: str) -> None:
 
 
 @pytest.mark.parametrize(("count", "more", "pooled"), [(2, 0, False), (2, 1, True), (1, 1, False)])
-def test_small_inputs_start_no_pool(tmp_path: Path, count: int, more: int, pooled: bool) -> None:
-    path = tmp_path / "x"
-    path.touch()
-    parts = [Range(str(path), 0, (SMALL + more * count) // count)] * count
+def test_small_inputs_start_no_pool(count: int, more: int, pooled: bool) -> None:
+    size = (SMALL + more * count) // count
+    parts = [Range("x", 0, size, size)] * count
     names = {True: "scan_in_processes", False: "scan_in_turn"}
     assert batches(parts, None, 4).__name__ == names[pooled]
     assert batches(parts, None, 1).__name__ == "scan_in_turn"
