@@ -10,6 +10,7 @@
 #     "matplotlib>=3.9,<4",
 #     "psycopg[binary]>=3.2,<4",
 #     "fsspec>=2025.1",
+#     "distributed>=2025.1",
 # ]
 # ///
 """Load the number of active users per day from analytics events (newline-delimited JSON) into an SQL table."""
@@ -27,6 +28,7 @@ if __name__ == "__main__":  # what is imported below takes a moment, in which Ct
 
 import contextlib
 import io
+import itertools
 import math
 import select
 import sqlite3
@@ -540,9 +542,9 @@ def sources_of(events: Iterable[str]) -> list[str]:
     return sources
 
 
-def ranges(sources: Iterable[str]) -> list[Range]:
-    """The ranges that make up some sources, in order: 32 MiB each (of a URL 128), or a whole source where it can't be
-    split (gzip, a pipe). Raises LoadError for one that can't be read."""
+def ranges(sources: Iterable[str], size: int = BATCH) -> list[Range]:
+    """The ranges that make up some sources, in order: of some size in bytes (of a URL, 128 MiB or more), or a whole
+    source where it can't be split (gzip, a pipe). Raises LoadError for one that can't be read."""
     parts = []
     for source in sources:
         is_url = "://" in source
@@ -554,15 +556,15 @@ def ranges(sources: Iterable[str]) -> list[Range]:
                 parts.append(Range(source))
                 continue
             with opened(source) as (stream, file):
-                size = file.size if is_url else os.fstat(file.fileno()).st_size
+                end = file.size if is_url else os.fstat(file.fileno()).st_size
                 token = version(source, file)
-                if stream is not file or size is None:
-                    parts.append(Range(source, size=size or 0, version=token))
+                if stream is not file or end is None:
+                    parts.append(Range(source, size=end or 0, version=token))
                 else:
-                    step = 4 * BATCH if is_url else BATCH
-                    for start in range(0, size, step):
-                        end = min(start + step, size)
-                        parts.append(Range(source, start, end, end - start, token))
+                    step = max(size, 4 * BATCH) if is_url else size
+                    for start in range(0, end, step):
+                        stop = min(start + step, end)
+                        parts.append(Range(source, start, stop, stop - start, token))
         except (LoadError, OSError) as error:
             raise LoadError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     return parts
@@ -657,6 +659,81 @@ def work(connection: Any, scan: Scanner) -> None:
             connection.send(None)
         except LoadError as error:
             connection.send(error)
+
+
+def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Iterator[tuple[int, Batch]]:
+    """Like scan_in_processes, on the workers of a Dask cluster, which see the same files. A worker that is lost is made
+    up for by the others. At most two ranges a thread are underway, so that what is found does not pile up here."""
+    import logging
+    import warnings
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of each lost connection, with tracebacks
+    warnings.simplefilter("ignore")
+    import distributed
+
+    import load_active_users as module  # the name under which the workers import what they are sent
+
+    try:
+        client = distributed.Client(address, timeout=10)
+    except (OSError, ValueError):
+        raise LoadError(f"{address}: no Dask scheduler answers there; look after it and its address") from None
+    remote = module.Scanner(module.Rule(*scan.rule.terms), scan.validate, scan.keep)
+    todo: Iterator[tuple[int, Range]] = iter(enumerate(parts))
+    underway: dict[Any, int] = {}
+    failed: dict[int, Exception] = {}
+    try:
+        check_cluster(client, address)
+        client.upload_file(os.path.abspath(__file__))
+        while True:
+            for index, part in itertools.islice(todo, max(2 * sum(client.nthreads().values()) - len(underway), 0)):
+                copy = module.Range(part.source, part.start, part.end, part.size, part.version)
+                underway[client.submit(module.scan_range, remote, copy, pure=False)] = index
+            if not underway:
+                break
+            try:
+                done = distributed.wait(list(underway), timeout=30, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                if not client.nthreads():
+                    raise LoadError(f"{address}: has no workers any more; start some and load again") from None
+                continue
+            for future in done:
+                index, result = underway.pop(future), future.result()
+                if isinstance(result, str):
+                    failed[index] = LoadError(f"{result} (on a worker of {address})")
+                    todo = iter(())
+                else:
+                    for batch in result:
+                        yield index, batch
+    except LoadError:
+        raise
+    except Exception as error:  # of any worker or connection
+        raise LoadError(" ".join(f"{address}: {type(error).__name__}: {error}".split())[:500]) from None
+    finally:
+        client.close()
+    if failed:
+        raise failed[min(failed)]
+
+
+def check_cluster(client: Any, address: str) -> None:
+    """Raise LoadError unless a cluster has workers, of the versions that are used here."""
+    if not client.nthreads():
+        raise LoadError(f"{address}: has no workers; start some with: dask worker {address}")
+    versions = client.get_versions(packages=["msgspec", "stringzilla"])
+    here = versions["client"]["packages"]
+    for worker, there in versions["workers"].items():
+        for name in ("python", "distributed", "msgspec", "stringzilla"):
+            ours, theirs = (str(packages.get(name)).split(".")[:2] for packages in (here, there["packages"]))
+            if ours != theirs:
+                found = f"{name} {there['packages'].get(name)}, where {here[name]} is used here"
+                raise LoadError(f"{address}: the worker {worker} has {found}; install the same requirements.txt")
+
+
+def scan_range(scan: Scanner, part: Range) -> list[Batch] | str:
+    """All batches of a range, or what is wrong with it: what a worker of a cluster does."""
+    try:
+        return list(scan(part))
+    except LoadError as error:
+        return str(error)
 
 
 # -- Merging ---------------------------------------------------------------------------------------------------------
@@ -1190,8 +1267,6 @@ def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> by
 def draw(axes: Any, days: list[int], counts: list[int]) -> None:
     """Draw a bar for each day (counted from 1970-01-01), and grey where days have none: until two weeks with its
     count, from then on with the 7-day average."""
-    import itertools
-
     from matplotlib import dates, ticker
 
     first, last = days[0], days[-1]
@@ -1386,6 +1461,7 @@ def plot(path: str, db: str) -> None:
 @click.option("--validate", is_flag=True, help="Decode every line, also those that can hold no engagement event.")
 @click.option("--replace", is_flag=True, help="Replace the dates in this load, instead of merging into them.")
 @click.option("--workers", type=click.IntRange(1), show_default="the usable CPUs", help="Processes that scan.")
+@click.option("--cluster", metavar="ADDRESS", help="Scan on a Dask cluster, as in tcp://host:8786.")
 @click.option(
     "--commit-every",
     type=click.FloatRange(1, 10**6),
@@ -1414,6 +1490,7 @@ def main(
     validate: bool,
     replace: bool,
     workers: int | None,
+    cluster: str | None,
     commit_every: float | None,
     dry_run: bool,
     layout: str,
@@ -1441,6 +1518,8 @@ def main(
         raise click.BadParameter(f"{plotted!r} does not end in {', '.join(PICTURES)}", param_hint="'--plot'")
     if commit_every and (replace or dry_run):
         raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
+    if cluster and (commit_every or "-" in events):
+        raise click.UsageError("--cluster can't be combined with --commit-every or standard input")
     try:
         check_files(events, None if is_url(db) else db, rejects, plotted)
         if events:
@@ -1449,10 +1528,13 @@ def main(
             except ValueError as error:
                 raise click.BadParameter(str(error), param_hint="'--timezone'") from None
             check_database(db, rule)
-            merger = Merger(ranges(sources_of(events)))
+            merger = Merger(ranges(sources_of(events), 8 * BATCH if cluster else BATCH))
             live = Live() if commit_every else None
             scan = Scanner(rule, validate, keep=rejects is not None, live=live)
-            found = batches(merger.parts, scan, 1 if commit_every else workers or usable_cpus())
+            if cluster:
+                found = scan_on_cluster(merger.parts, scan, cluster)
+            else:
+                found = batches(merger.parts, scan, 1 if commit_every else workers or usable_cpus())
             total = sum(part.size for part in merger.parts) if all(part.size for part in merger.parts) else 0
             watch = Progress(sys.stderr.isatty() if progress is None else progress, total)
             load_id, reported = os.urandom(8).hex(), 0
