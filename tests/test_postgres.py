@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import NOON, SAMPLE, Loader, event, lines
 from test_operate import DAY, texts
 from test_robust import ROWS, start, wait_for
 
@@ -274,15 +273,3 @@ def test_a_live_pipe_and_a_plot(loader: PostgresLoader) -> None:
     assert loader.query("SELECT lines, added FROM load_log") == [(2, 2)]
     assert loader.run("--plot", "a.svg").returncode == 0
     assert "2019-12-30 to 2019-12-30" in texts((loader.directory / "a.svg").read_bytes())
-
-
-def test_nothing_of_it_is_imported_for_sqlite(sqlite: Loader) -> None:
-    code = f"""
-import sys
-sys.argv = ["x", "-q", "--db", "x.db", {str(SAMPLE)!r}]
-sys.path.insert(0, {str(ROOT)!r})
-import load_active_users
-load_active_users.main(standalone_mode=False)
-assert not {{"psycopg", "matplotlib", "distributed", "fsspec"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=sqlite.directory, check=True)

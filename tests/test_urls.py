@@ -13,7 +13,8 @@ from pathlib import Path
 
 import plain
 import pytest
-from conftest import SAMPLE, Loader, event, lines
+from conftest import ROOT, SAMPLE, Loader, event, lines
+from test_cluster import Cluster
 from test_robust import ROWS, wait_for
 
 import load_active_users
@@ -195,3 +196,33 @@ def test_an_object_that_is_replaced_meanwhile(bucket: str) -> None:
     fsspec.filesystem("s3").pipe("events/replaced.jsons", SAMPLE.read_bytes()[:-1])
     with pytest.raises(LoadError, match="was replaced while it was read"):
         list(Scanner(RULE)(part))
+
+
+@s3_only
+def test_s3_on_a_cluster(loader: Loader, bucket: str, tmp_path: Path) -> None:
+    put(bucket, "cluster/plain.jsons", SAMPLE.read_bytes())
+    put(
+        bucket,
+        "cluster/packed.gz",
+        gzip.compress(SAMPLE.read_bytes().replace(b'"user_pseudo_id":"', b'"user_pseudo_id":"b-')),
+    )
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        cluster.worker()
+        report = loader.load("--cluster", cluster.address, "s3://events/cluster/*")
+    finally:
+        cluster.stop()
+    assert [date["active_user_count"] for date in report["dates"]] == [22, 62, 44]
+
+
+def test_a_plain_load_imports_none_of_it(loader: Loader) -> None:
+    code = f"""
+import sys
+sys.argv = ["x", "-q", "--db", "x.db", {str(SAMPLE)!r}]
+sys.path.insert(0, {str(ROOT)!r})
+import load_active_users
+load_active_users.main(standalone_mode=False)
+assert not {{"psycopg", "matplotlib", "distributed", "fsspec"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=loader.directory, check=True)
