@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ pytestmark = pytest.mark.skipif(not (BIN / "initdb").exists(), reason="needs a P
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server, with a user and password."""
+def server() -> Iterator[str]:
+    with running() as url:
+        yield url
+
+
+@contextmanager
+def running() -> Iterator[str]:
+    """The URL of a server that runs meanwhile, with a user and password."""
     directory = Path(f"/tmp/load_active_users-postgres-{os.getpid()}")
     directory.mkdir(mode=0o700)
     with socket.create_server(("127.0.0.1", 0)) as free:
