@@ -399,7 +399,7 @@ def blocks(stream: Any, part: Range, size: int, live: Live | None = None) -> Ite
             longer[:held] = memoryview(buffer)[:held]
             buffer = longer
         if live:
-            ready = select.select([stream], [], [], TICK)[0]
+            ready = "://" in part.source or select.select([stream], [], [], TICK)[0]
             if live.stopped:
                 live.left_out = held
                 return

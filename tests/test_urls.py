@@ -18,7 +18,7 @@ from test_cluster import Cluster
 from test_robust import ROWS, wait_for
 
 import load_active_users
-from load_active_users import LoadError, Merger, Rule, Scanner, ranges, scan_in_turn, sources_of
+from load_active_users import Live, LoadError, Merger, Range, Rule, Scanner, ranges, scan_in_turn, sources_of
 
 RULE = Rule("US/Central", 3000, ["*_event"])
 HAS_S3 = all(map(importlib.util.find_spec, ("s3fs", "moto", "flask")))
@@ -71,6 +71,12 @@ def test_ranges_of_a_url(memory: object, monkeypatch: pytest.MonkeyPatch) -> Non
     for index, batch in scan_in_turn(parts, Scanner(RULE)):
         merger.add(index, batch)
     assert (merger.users, merger.tally["lines"]) == (plain.read(data)[0], 1000)
+
+
+def test_a_url_that_is_committed_in_parts(memory: object) -> None:
+    memory.pipe("/x", SAMPLE.read_bytes())
+    (batch,) = Scanner(RULE, live=Live())(Range("memory://x"))
+    assert (batch.users, batch.lines) == (plain.read(SAMPLE.read_bytes())[0], 1000)
 
 
 def test_file_urls(loader: Loader) -> None:
