@@ -547,24 +547,24 @@ def ranges(sources: Iterable[str], size: int = BATCH) -> list[Range]:
     source where it can't be split (gzip, a pipe). Raises LoadError for one that can't be read."""
     parts = []
     for source in sources:
-        is_url = "://" in source
+        remote = "://" in source
         try:
-            if not is_url and (source == "-" or not os.path.isfile(source)):
+            if not remote and (source == "-" or not os.path.isfile(source)):
                 if os.path.isdir(source):
                     raise LoadError("is a directory; name the files in it")
                 os.stat(0 if source == "-" else source)
                 parts.append(Range(source))
                 continue
             with opened(source) as (stream, file):
-                end = file.size if is_url else os.fstat(file.fileno()).st_size
+                end = file.size if remote else os.fstat(file.fileno()).st_size
                 token = version(source, file)
                 if stream is not file or end is None:
                     parts.append(Range(source, size=end or 0, version=token))
                 else:
-                    step = max(size, 4 * BATCH) if is_url else size
+                    step = max(size, 4 * BATCH) if remote else size
                     for start in range(0, end, step):
-                        stop = min(start + step, end)
-                        parts.append(Range(source, start, stop, stop - start, token))
+                        length = min(step, end - start)
+                        parts.append(Range(source, start, start + length, length, token))
         except (LoadError, OSError) as error:
             raise LoadError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     return parts
@@ -685,7 +685,8 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Iterator
         check_cluster(client, address)
         client.upload_file(os.path.abspath(__file__))
         while True:
-            for index, part in itertools.islice(todo, max(2 * sum(client.nthreads().values()) - len(underway), 0)):
+            room = 2 * sum(client.nthreads().values()) - len(underway)
+            for index, part in itertools.islice(todo, max(room, 0 if underway else 1)):  # none: all is done
                 copy = module.Range(part.source, part.start, part.end, part.size, part.version)
                 underway[client.submit(module.scan_range, remote, copy, pure=False)] = index
             if not underway:

@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import distributed
 import pytest
 from conftest import SAMPLE, Loader, event, lines
 from test_robust import ROWS, start, wait_for
+
+from load_active_users import Rule, Scanner, ranges, scan_on_cluster
 
 
 class Cluster:
@@ -158,3 +161,24 @@ def test_a_file_that_the_workers_do_not_see(loader: Loader, cluster: Cluster) ->
         f"Error: {hidden}/x.jsons:1: [Errno 2] No such file or directory: '{hidden}/x.jsons' "
         f"(on a worker of {cluster.address})\n"
     )
+
+
+def test_no_range_is_left_out_while_there_are_no_workers(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment, between two tasks: as the scheduler sees it, there is none but at the start."""
+    cluster.worker()
+    path = tmp_path / "events.jsons"
+    path.write_bytes(b"".join(ROWS))
+    real, calls = distributed.Client.nthreads, []
+
+    def nthreads(client: distributed.Client) -> dict[str, int]:
+        calls.append(client)
+        return real(client) if len(calls) <= 2 else {}
+
+    monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
+    scan = Scanner(Rule("US/Central", 3000, ["*_event"]))
+    parts = ranges([str(path)], 200_000)
+    found = list(scan_on_cluster(parts, scan, cluster.address))
+    assert sorted(index for index, _ in found) == list(range(len(parts)))
+    assert sum(batch.lines for _, batch in found) == 1000
