@@ -2,76 +2,221 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "click>=8.1,<9",
-#     "python-dateutil>=4,<5",
+#     "python-dateutil>=2.9,<5",
 #     "msgspec>=0.20,<1",
 #     "stringzilla>=5,<6",
 #     "isal>=1.7,<2",
 #     "backports.zstd>=1,<2; python_version < '3.14'",
+#     "tqdm>=4.66,<5",
 #     "matplotlib>=3.9,<4",
 #     "psycopg[binary]>=3.2,<4",
 #     "fsspec>=2025.1",
 #     "distributed>=2025.1",
 # ]
 # ///
-"""Load the number of active users per day from analytics events (newline-delimited JSON) into an SQL table."""
+"""Load the number of active users per day from analytics events (newline-delimited JSON) into SQL.
+
+An event becomes a count in this order, which is the order of the file: what an event is, when it
+counts, how lines are scanned, where they come from, who scans them, how users are stored, how the
+result is reported and drawn, and the command.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+import sys
 
-if __name__ == "__main__":  # what is imported below takes a moment, in which Ctrl-C is to end in silence as well
-    gc.disable()
-    for stop_signal in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop_signal, lambda number, _: os._exit(128 + number))
+IS_COMMAND = __name__ == "__main__"
+STOPS = (signal.SIGINT, signal.SIGTERM)
+if IS_COMMAND:
+    # What is pickled, for other processes and machines, is of the module that they can import.
+    __name__ = "load_active_users"
+    sys.modules[__name__] = sys.modules["__main__"]
+    gc.disable()  # until the imports are done, which take most of the time of a small load
+    for number in STOPS:  # until main has handlers: nothing has been read yet
+        calm = any(argument.startswith("--commit-every") for argument in sys.argv)
+        signal.signal(number, lambda number, _, calm=calm: os._exit(0 if calm else 128 + number))
 
 import contextlib
+import errno
 import io
 import itertools
-import math
+import re
 import select
 import sqlite3
-import sys
+import stat
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NoReturn, TypeVar
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache, partial
+from heapq import merge
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import click
 import msgspec
 import stringzilla
 from dateutil import tz
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 K = TypeVar("K")
 V = TypeVar("V")
+NAN = float("nan")
+
+
+# -- What can go wrong -----------------------------------------------------------------------------
+#
+# Whatever a user, the data, the machine or a library does wrong ends as one line: what it is about,
+# what is wrong, what to do. No line shows a password, a token or the query of a URL.
 
 
 class LoadError(Exception):
-    """The input or the database cannot be used; the message says what, where, and what to do."""
+    """The load is refused; the message says what is wrong, where, and what to do."""
+
+
+class Unavailable(LoadError):
+    """The database is locked, full or restarting: the same load may succeed later."""
 
 
 class BadRecord(ValueError):  # noqa: N818 - the word of the field
-    """A line that is no event, or an engagement event with an impossible field; the message is the reason."""
+    """A line is not an event, or its event has an impossible field; the message is the reason."""
+
+
+REMEDIES = {
+    "SQLITE_BUSY": "another program keeps it locked; try again when that is done",
+    "SQLITE_READONLY": "make the file and its directory writable, or choose another --db",
+    "SQLITE_CANTOPEN": "make the file and its directory readable and writable, "
+    "or choose another --db",
+    "SQLITE_FULL": "free some disk space and load again",
+    "SQLITE_IOERR": "check the disk and load again",
+    "SQLITE_NOTADB": "choose another --db",
+    "SQLITE_CORRUPT": "restore it from a backup, or load all events into another --db",
+    "55P03": "another session keeps it locked; try again when that is done",
+    "42501": "grant the role what it needs, or choose another --db",
+    "ENOSPC": "free some disk space and load again",
+    "EMFILE": "allow more open files (ulimit -n)",
+    "ENOMEM": "use fewer --workers or a machine with more memory",
+}
+PASSING = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")
+URL = re.compile(r"[A-Za-z][\w.+-]*://\S+")
+
+
+def shown(name: str) -> str:
+    """A source or database fit to be shown: a URL without user, password, query and fragment.
+
+    Where it can't be told what belongs to the password, nothing after the scheme is shown.
+    """
+    scheme, separator, rest = name.partition("://")
+    if not separator:
+        return name
+    place, *query = re.split(r"[?#]", rest, maxsplit=1)
+    authority = place.partition("/")[0]
+    if ":" in authority and "@" in "".join(query):
+        return f"{scheme}://..."
+    if ":" in authority or "@" in authority:
+        place = place.rpartition("@")[2]
+    return f"{scheme}://{place}"
+
+
+def printable(text: str) -> str:
+    """A text with its control characters escaped: no name and no datum can steer a terminal."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
+
+
+def code_of(error: BaseException) -> str:
+    """The name under which REMEDIES knows an error of the system, SQLite or PostgreSQL."""
+    name = getattr(error, "sqlite_errorname", None)
+    if name:
+        return "_".join(name.split("_")[:2])
+    return str(
+        getattr(error, "sqlstate", "") or errno.errorcode.get(getattr(error, "errno", 0), "")
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line, with the remedy if one is known."""
+    while error.__cause__:  # fsspec calls whatever an HTTP server says "not found"
+        error = error.__cause__
+    kind = type(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory; {REMEDIES['ENOMEM']}"
+    if isinstance(error, FileNotFoundError):
+        return "No such file or directory"
+    text = " ".join(str(getattr(error, "strerror", None) or error or kind.__name__).split())
+    if "too much memory" in text:  # of zstd
+        return "its zstd window is larger than 128 MiB; decompress it first: zstd -dc --long=31"
+    if kind.__name__ in DAMAGED:
+        return f"the compressed data is damaged or cut off ({text}); fetch the file again"
+    if not isinstance(error, OSError) and kind.__module__.split(".")[0] not in (
+        "sqlite3",
+        "psycopg",
+    ):
+        text = f"{kind.__name__}: {text}"
+    remedy = REMEDIES.get(code_of(error))
+    return URL.sub(lambda match: shown(match[0]), text) + (f"; {remedy}" if remedy else "")
+
+
+@contextlib.contextmanager
+def about(what: str | Callable[[], str]) -> Iterator[None]:
+    """Raise whatever goes wrong as a LoadError about something: a source, a database, a file."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as error:
+        name = what if isinstance(what, str) else what()
+        is_passing = code_of(error) in PASSING or (
+            type(error).__module__.startswith("psycopg")
+            and {"OperationalError", "InterfaceError"}
+            & {base.__name__ for base in type(error).__mro__}
+        )
+        kind = Unavailable if is_passing else LoadError
+        text = reason(error).replace(name, shown(name))
+        raise kind(f"{shown(name)}: {text[:500]}") from None
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, above a progress bar, if it can be printed at all."""
+    bars: Any = sys.modules.get("tqdm")
+    with contextlib.suppress(OSError):
+        with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
+            click.echo(printable(text), err=True)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def to_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-# -- The event -------------------------------------------------------------------------------------------------------
+# -- The event -------------------------------------------------------------------------------------
 #
-# The fields that decide, of the BigQuery export of Google Analytics: https://support.google.com/analytics/answer/7029846
+# A line of the BigQuery export of Google Analytics, with the fields that decide; there are many more
+# (https://support.google.com/analytics/answer/7029846):
+#
+#   {"event_timestamp": "1577836800000000", "event_name": "user_engagement",
+#    "event_params": [{"key": "engaged_session_event", "value": {"int_value": "1"}},
+#                     {"key": "engagement_time_msec", "value": {"int_value": "5321"}}],
+#    "user_pseudo_id": "0b13a7c0f0e4aa4b1cb7ac6c9a3e2a4d"}
+
+ENGAGEMENT_TIME = "engagement_time_msec"
+MAX_USER = 512  # bytes
+KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
 class ParameterValue(Struct, gc=False):
-    """The value of an event parameter. Only engagement_time_msec's has to be an integer, so any type is let in here."""
+    """The value of an event parameter. Of its types only the integer matters."""
 
-    int_value: Any = None
+    int_value: int | str | None = None
 
 
 class Parameter(Struct, gc=False):
@@ -82,64 +227,80 @@ class Parameter(Struct, gc=False):
 
 
 class Event(Struct, gc=False):
-    """An engagement event: event_timestamp in microseconds UTC, integers as JSON strings or JSON numbers."""
+    """An event as it usually is: event_timestamp in microseconds UTC, integers also as strings.
+
+    A user_pseudo_id of at most 128 characters is surely one of at most 512 bytes.
+    """
 
     event_name: str | None = None
     event_timestamp: int | str | None = None
     event_params: list[Parameter] | None = None
-    user_pseudo_id: str | None = None
+    user_pseudo_id: Annotated[str, Meta(max_length=MAX_USER // 4)] | None = None
 
 
 class AnyObject(Struct):
     """Any JSON object: its syntax is checked, its fields are not looked at."""
 
 
-EVENT_NAME = "user_engagement"
-decode_event = msgspec.json.Decoder(Event).decode
-decode_object = msgspec.json.Decoder(AnyObject).decode
-
-
-def engagement_event(line: str) -> Event | None:
-    """The engagement event that a JSON object is, or None for any other event. Raises BadRecord."""
-    try:
-        try:
-            event = decode_event(line)
-        except msgspec.ValidationError:
-            # The types matter only in an engagement event, and of a field given twice only the last one counts: what
-            # holds is known once the whole line has been read.
-            import json
-
-            decode_object(line)  # is stricter than json
-            record = json.loads(line)
-            if record.get("event_name") != EVENT_NAME:
-                return None
-            event = msgspec.convert(record, Event)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(str(error)) from None
-    return event if event.event_name == EVENT_NAME else None
+usual_event = msgspec.json.Decoder(Event)
+any_object = msgspec.json.Decoder(AnyObject)
+to_users = msgspec.json.Decoder(list[str]).decode
 
 
 def integer(value: Any, field: str) -> int:
     """The integer that a field holds, as a JSON number or string. Raises BadRecord."""
     if type(value) is int:
         return value
-    if type(value) is str and value.isascii() and (value.isdigit() or (value[:1] == "-" and value[1:].isdigit())):
+    if type(value) is str and value.isascii() and value.removeprefix("-").isdigit():
         try:
             return int(value)
         except ValueError:  # more digits than Python converts
             pass
-    raise BadRecord(f"{field} is no integer: {to_json(value)[:60]}")
+    raise BadRecord(f"{field} is not an integer: {to_json(value)[:60]}")
 
 
-# -- The rule --------------------------------------------------------------------------------------------------------
+def field(record: dict[str, Any], name: str, kind: type[V], path: str = "") -> V | None:
+    """A field that may be null or absent. Raises BadRecord if it is of another type."""
+    value = record.get(name)
+    if value is None or type(value) is kind:
+        return value
+    raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
 
-USEC_PER_HOUR = 3_600_000_000
+
+def unusual_event(record: dict[str, Any]) -> Event:
+    """The engagement event that a JSON object is, with fields of any type. Raises BadRecord."""
+    parameters = []
+    for index, item in enumerate(field(record, "event_params", list) or ()):
+        path = f"event_params[{index}]"
+        if type(item) is not dict:
+            raise BadRecord(f"{path} must be an object: {to_json(item)[:60]}")
+        key = field(item, "key", str, f"{path}.")
+        value = (field(item, "value", dict, f"{path}.") or {}).get("int_value")
+        matters = key == ENGAGEMENT_TIME and value is not None
+        number = integer(value, ENGAGEMENT_TIME) if matters else None
+        parameters.append(Parameter(key, ParameterValue(number)))
+    user = field(record, "user_pseudo_id", str)
+    if user and len(user.encode()) > MAX_USER:
+        raise BadRecord(f"user_pseudo_id is longer than {MAX_USER} bytes")
+    timestamp = integer(record.get("event_timestamp"), "event_timestamp")
+    return Event(record.get("event_name"), timestamp, parameters, user)
+
+
+# -- The rule --------------------------------------------------------------------------------------
+
+STRETCH = 10**9  # microseconds, whose number is the first digits of a timestamp
+VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Terms = tuple[str, int, list[str]]  # of a rule: time zone, least engagement time in milliseconds, globs
+YEAR_2038 = 2_145_916_800_000_000  # where python-dateutil 2.9 has come to the end of its zones
+Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
+Users = dict[str, list[str | None]]  # of active events by date
+Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
+FIRST_DATE = "2000-01-01"
+ANY_EVENT = "*"
 
 
 class Memo(dict[K, V], Generic[K, V]):
-    """A function of one argument that remembers up to 65,536 results, looked up at the speed of a dict."""
+    """A function of one argument that remembers up to 65,536 results, at the speed of a dict."""
 
     def __init__(self, function: Callable[[K], V]) -> None:
         self.function = function
@@ -152,281 +313,588 @@ class Memo(dict[K, V], Generic[K, V]):
 
 
 class Rule:
-    """What makes a user active on a date: the least engagement time in milliseconds, the globs of the valuable event
-    parameters, and the time zone whose calendar the date is of. Raises ValueError for an unknown time zone."""
+    """What makes a user active on a date.
 
-    def __init__(self, timezone: str, min_engagement_msec: int, valuable_events: Iterable[str]) -> None:
-        import re
+    Its terms: the time zone whose calendar the dates are of, the names of engagement events, the
+    minimum engagement time in milliseconds, the globs of valuable event parameters. Raises
+    ValueError for an unknown time zone.
+    """
+
+    def __init__(
+        self, timezone: str, event_names: Iterable[str], minimum_msec: int, globs: Iterable[str]
+    ) -> None:
         from fnmatch import translate
 
-        globs = sorted(set(valuable_events))
-        self.terms: Terms = (timezone, min_engagement_msec, globs)
+        names = tuple(sorted(set(event_names)))
+        patterns = tuple(sorted(set(globs)))
+        self.terms: Terms = (timezone, names, minimum_msec, patterns)
         self.zone = time_zone(timezone)
-        self.min_engagement_msec = min_engagement_msec
-        matches = re.compile("|".join(map(translate, globs))).match
-        self.is_valuable = Memo[str | None, bool](lambda key: key is not None and matches(key) is not None)
-        self.date_of_hour = Memo[int, str](self.date_throughout)
+        self.names = frozenset(names)
+        self.has_any_name = ANY_EVENT in names
+        # The events of a single name are found by that; others only if they hold the parameter.
+        self.has_one_name = len(names) == 1 and re.fullmatch(r"[A-Za-z0-9_]+", names[0]) is not None
+        self.needle = (names[0] if self.has_one_name else ENGAGEMENT_TIME).encode()
+        matches = re.compile("|".join(map(translate, patterns))).match
+        self.role_of = Memo[str | None, int](
+            lambda key: VALUABLE * bool(key is not None and matches(key))
+            | HAS_TIME * (key == ENGAGEMENT_TIME)
+        )
+        self.date_of_stretch = Memo[str, str](self.date_throughout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rule, self.terms
+        return rule_of, self.terms
 
-    def active_date(self, event: Event) -> str | None:
-        """The date (YYYY-MM-DD) on which an engagement event makes its user active, or None. Raises BadRecord."""
-        engaged = valuable = False
-        for parameter in event.event_params or ():
-            key = parameter.key
-            if key == "engagement_time_msec" and parameter.value and parameter.value.int_value is not None:
-                engaged |= integer(parameter.value.int_value, key) >= self.min_engagement_msec
-            valuable = valuable or self.is_valuable[key]
-        date = self.date(integer(event.event_timestamp, "event_timestamp"))
-        return date if engaged and valuable else None
+    def is_named(self, name: Any) -> bool:
+        """Whether events of a name can make a user active."""
+        return self.has_any_name or (type(name) is str and name in self.names)
+
+    def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
+        """The number of engagement events among some events, and the users of the active ones.
+
+        Users are listed by date, once an event, and None or empty where an event has none.
+        Raises BadRecord.
+        """
+        names = self.names
+        has_any_name = self.has_any_name
+        has_one_name = self.has_one_name
+        role_of = self.role_of
+        date_of_stretch = self.date_of_stretch
+        minimum_msec = self.terms[2]
+        engagement_events = 0
+        users: Users = {}
+        for event in events:
+            if not has_any_name and event.event_name not in names:
+                continue
+            is_engaged = is_valuable = False
+            is_engagement = has_one_name
+            for parameter in event.event_params or ():
+                role = role_of[parameter.key]
+                if role:  # most parameters have none
+                    is_valuable |= role != HAS_TIME
+                    if role != VALUABLE:
+                        is_engagement = True
+                        value = parameter.value
+                        msec = value.int_value if value is not None else None
+                        if type(msec) is str and msec.isdigit() and msec.isascii():
+                            is_engaged |= int(msec) >= minimum_msec
+                        elif msec is not None:
+                            is_engaged |= integer(msec, ENGAGEMENT_TIME) >= minimum_msec
+            if not is_engagement:
+                continue
+            time = event.event_timestamp
+            if type(time) is str and len(time) == 16 and time.isdigit() and time.isascii():
+                stretch = time[:-9]
+            else:
+                time = integer(time, "event_timestamp")
+                stretch = str(time // STRETCH)
+            day = date_of_stretch[stretch] or self.date(int(time))
+            engagement_events += 1
+            if is_engaged and is_valuable:
+                if day in users:
+                    users[day].append(event.user_pseudo_id)
+                else:
+                    users[day] = [event.user_pseudo_id]
+        return engagement_events, users
 
     def date(self, timestamp: int) -> str:
-        """The date of a timestamp (microseconds UTC). Raises BadRecord beyond the years 1 to 9999."""
-        return self.date_of_hour[timestamp // USEC_PER_HOUR] or self.local_time(timestamp).date().isoformat()
+        """The date of a timestamp (microseconds UTC). Raises BadRecord beyond years 1 to 9999."""
+        return self.local_time(timestamp).date().isoformat()
 
-    def date_throughout(self, hour: int) -> str:
-        """The date of a whole hour since 1970 UTC; empty if it holds a midnight, a change of the clocks, or an end of
-        the calendar. So a conversion is done once for all events of an hour."""
+    def date_throughout(self, stretch: str) -> str:
+        """The date of a whole stretch of 1000 seconds since 1970 UTC; empty if it holds a midnight,
+        a change of the clocks or an end of the calendar. So one conversion does for all of it."""
+        start = int(stretch) * STRETCH
         try:
-            first = self.local_time(hour * USEC_PER_HOUR)
-            last = self.local_time(hour * USEC_PER_HOUR + USEC_PER_HOUR - 1)
+            first = self.local_time(start)
+            last = self.local_time(start + STRETCH - 1)
         except BadRecord:
             return ""
         same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
         return first.date().isoformat() if same else ""
 
     def local_time(self, timestamp: int) -> datetime:
+        """The time of a timestamp (microseconds UTC) in the rule's zone. Raises BadRecord."""
         try:
-            return (EPOCH + timedelta(microseconds=timestamp)).astimezone(self.zone)
+            time_utc = EPOCH + timedelta(microseconds=timestamp)
+            return time_utc.astimezone(self.zone if timestamp < YEAR_2038 else self.later_zone())
         except (OverflowError, ValueError):
-            raise BadRecord(f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}") from None
+            what = f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
+            raise BadRecord(what) from None
+
+    def later_zone(self) -> Any:
+        """The zone by the standard library, which knows every year's daylight-saving time."""
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            return ZoneInfo(self.terms[0])
+        except ZoneInfoNotFoundError:
+            raise BadRecord(
+                "dates after 2037 need the time zone database: install tzdata"
+            ) from None
+
+
+@lru_cache(maxsize=8)
+def rule_of(*terms: Any) -> Rule:
+    return Rule(*terms)
 
 
 def time_zone(name: str) -> Any:
-    """The dateutil time zone of an IANA name. Raises ValueError."""
+    """The dateutil time zone of an IANA name. Raises ValueError.
+
+    Those begin with a capital. What else gettz opens is files, or depends on the machine.
+    """
     zone = None
-    if name and not name.startswith((".", "/")) and ".." not in name:  # gettz would open any file
+    if re.fullmatch(r"[A-Z][\w+/-]*", name, re.ASCII):
         with contextlib.suppress(OSError, ValueError):
             zone = tz.gettz(name)
     if not isinstance(zone, tz.tzfile | tz.tzutc):
-        raise ValueError(f"{name!r} is no IANA time zone; names are like US/Central, Europe/Berlin, UTC")
+        raise ValueError(
+            f"{name!r} is not an IANA time zone; names are like US/Central, Europe/Berlin, UTC"
+        )
     return zone
 
 
-# -- Scanning --------------------------------------------------------------------------------------------------------
+def is_same_rule(one: Terms, other: Terms) -> bool:
+    """Whether two rules count alike: time zones may have several names."""
+    if one[1:] != other[1:]:
+        return False
+    return one[0] == other[0] or bool(time_zone(one[0]) == time_zone(other[0]))
 
-NAME = EVENT_NAME.encode()
-ESCAPED_LETTERS = (b"\\u005f", b"\\u005F", b"\\u006", b"\\u007")  # that can spell the name
+
+def parse_dates(text: str | None, rule: Rule) -> Dates:
+    """The dates FROM..TO, or a single one; 2000-01-01 and tomorrow for what is left out.
+
+    Raises ValueError.
+    """
+    tomorrow = (datetime.now(rule.zone).date() + timedelta(1)).isoformat()
+    first, separator, last = (text or "..").partition("..")
+    ends = (first or FIRST_DATE, (last or tomorrow) if separator else first)
+    for end in ends:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", end, re.ASCII):
+            raise ValueError(f"{text!r} is not FROM..TO with dates like 2020-01-31")
+        date.fromisoformat(end)
+    if ends[0] > ends[1]:
+        raise ValueError(f"{text!r} ends before it begins")
+    return ends
+
+
+# -- Scanning lines --------------------------------------------------------------------------------
+#
+# What a line means is said by Scanner.scan_line. Blocks of lines go a quicker way, which agrees with
+# it or gives up: whatever is in doubt goes line by line.
+
 NEWLINE, OPEN, CLOSE = b"\n{}"
 BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
-BLOCK = 384 << 10  # bytes: little enough to stay in the processor's cache while it is searched again and again
-MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 BATCH = 32 << 20  # bytes of lines
-AHEAD = 8 << 20  # bytes to ask a URL for at once
-TICK = 0.2  # seconds after which a batch is passed on that has not become full
-SHOWN = 20  # bad records to report in full
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
-REPLACED = "the file was replaced while it was read; load it again"
-NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
-TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB: one event a line is expected"
+MAX_SIZE = sys.maxsize
+BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
+PIECE = 4096  # users in one JSON array
+SHOWN = 20  # bad records of a load to report in full
+Piece = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
 
 
-class Range(Struct, frozen=True):
-    """The unit of work: the lines of a source that begin in its bytes from start to end, or all of it."""
+class Tally(Struct):
+    """What was read, in the terms of load_log; size is in bytes of the sources."""
 
-    source: str
-    start: int = 0
-    end: int | None = None
-    size: int = 0  # of it, where that is known
-    version: str | None = None  # of the file when it was cut into ranges: they are to be of one and the same
-
-
-class Batch(Struct):
-    """What was found in some successive lines of a range."""
-
-    size: int = 0  # bytes of the source; of a pipe, 0
     lines: int = 0
     blank_lines: int = 0
     engagement_events: int = 0
     active_events: int = 0
     anonymous_events: int = 0
+    out_of_range_events: int = 0
     bad_records: int = 0
-    bad: list[tuple[int, str, bytes]] = []  # line from 1 in the range, reason, the record where it is wanted
-    users: dict[str, set[str]] = {}  # the active ones by date
+    size: int = 0
+    too_early: int = 0  # of the events out of range, those before 2000
+
+    def add(self, other: Tally) -> None:
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-class Live(Struct):
-    """Of the reading of a pipe without end: whether it is to stop, and the bytes of a line that had not ended then."""
+class Batch(Struct):
+    """What was found in some successive lines of a range.
 
-    stopped: bool = False
-    left_out: int = 0
+    bad has the line from 1 in the batch, the reason, and the record where it is wanted. users are
+    those of active events by date, until they are made into pieces.
+    """
+
+    tally: Tally = msgspec.field(default_factory=Tally)
+    bad: list[tuple[int, str, bytes]] = []
+    users: Users = {}
+    pieces: list[Piece] = []
+
+    def close(self, dates: Dates) -> Batch:
+        """Make pieces of the users on some dates, tally the others."""
+        tally = self.tally
+        for day, users in self.users.items():
+            tally.active_events += len(users)
+            tally.anonymous_events += users.count(None) + users.count("")
+            if dates[0] <= day <= dates[1]:
+                self.pieces += pieces(day, sorted({user for user in users if user}))
+            else:
+                tally.out_of_range_events += len(users)
+                tally.too_early += len(users) if day < FIRST_DATE else 0
+        self.users = {}
+        return self
+
+
+def pieces(day: str, users: list[str]) -> Iterator[Piece]:
+    """Yield the sorted users of a date in JSON arrays of a bounded size."""
+    for start in range(0, len(users), PIECE):
+        some = users[start : start + PIECE]
+        yield day, some[0], len(some), to_json(some)
 
 
 class Scanner:
-    """Turns a range into batches. With validate every line is decoded; with keep every bad record is kept whole; with
-    live a pipe that is quiet gives a batch nevertheless."""
+    """Turns a range into batches of what counts under a rule on some dates.
+
+    With validate every line is decoded; with keep every bad record is kept whole.
+    """
 
     def __init__(
-        self, rule: Rule, validate: bool = False, keep: bool = False, live: Live | None = None, block_size: int = BLOCK
+        self,
+        rule: Rule,
+        dates: Dates,
+        validate: bool = False,
+        keep: bool = False,
+        block_size: int = BLOCK,
     ) -> None:
         self.rule = rule
+        self.dates = dates
         self.validate = validate
         self.keep = keep
-        self.live = live
         self.block_size = block_size
+        # Most escapes are those of <, > and &. These can spell the needle, or a NUL.
+        letters = {b"\\u00%x" % (letter >> 4) for letter in rule.needle}
+        self.doubtful_escapes = [*sorted(letters), b"\\u0000"]
+        self.is_dense = validate  # whether most lines are decoded
 
     def __call__(self, part: Range) -> Iterator[Batch]:
-        """Yield the batches of a range, of some 32 MiB of lines or 0.2 s each. Raises LoadError."""
-        first_line, size, due, batch = 1, 0, time.monotonic() + TICK, Batch()
+        """Yield the batches of a range, one for some 32 MiB of lines. Raises LoadError."""
+        batch = Batch()
+        lines = size = 0
+
+        def place() -> str:
+            is_known = part.start == 0 and part.data is None
+            return f"{part.source}:{lines + batch.tally.lines + 1}" if is_known else part.source
+
+        with about(place), opened(part) as (stream, file, length):
+            position = file.tell()
+            for buffer, length in blocks(stream, length, part.start == 0, self.block_size):
+                self.scan_block(buffer, length, batch)
+                size += length
+                if size >= BATCH:
+                    batch.tally.size = file.tell() - position
+                    yield batch.close(self.dates)
+                    position += batch.tally.size
+                    lines += batch.tally.lines
+                    size, batch = 0, Batch()
+            batch.tally.size = file.tell() - position
+        yield batch.close(self.dates)
+
+    def scan_block(self, buffer: bytearray, length: int, batch: Batch) -> None:
+        """Add the whole lines in the first length bytes of a buffer to a batch."""
+        stop = length - (buffer[length - 1] == NEWLINE)
+        lines = stringzilla.count(buffer, b"\n", 0, stop) + 1
+        if self.is_usual(buffer, stop, lines):
+            try:
+                events = self.usual_events(buffer, stop, lines)
+                self.add(self.rule.active_users(events), batch)
+                batch.tally.lines += lines
+                return
+            except (ValueError, RecursionError):
+                pass  # the plain reading finds out which line it is
+        start = 0
+        while start <= stop:
+            end = buffer.find(b"\n", start, stop)
+            end = stop if end < 0 else end
+            self.scan_line(bytes(memoryview(buffer)[start:end]), batch)
+            start = end + 1
+
+    def scan_line(self, line: bytes, batch: Batch) -> None:
+        """Add a line, without its newline, to a batch: this says what a line means."""
+        batch.tally.lines += 1
+        record = line.strip(BLANK)
         try:
-            with opened(part.source, self.live) as (stream, file):
-                position = part.start
-                if part.version not in (None, version(part.source, file)):
-                    raise LoadError(REPLACED)
-                for buffer, length in blocks(stream, part, self.block_size, self.live):
-                    if length:
-                        self.scan_block(buffer, length, first_line + batch.lines, batch)
-                        size += length
-                    now = time.monotonic()
-                    if size >= BATCH or now >= due:
-                        if file.seekable():
-                            batch.size, position = file.tell() - position, file.tell()
-                        yield batch
-                        first_line, size, due, batch = first_line + batch.lines, 0, now + TICK, Batch()
-                if file.seekable():
-                    batch.size = file.tell() - position
-        except (LoadError, OSError, MemoryError) as error:
-            line = f":{first_line + batch.lines}" if part.start == 0 else ""
-            raise LoadError(f"{part.source}{line}: {str(error) or 'out of memory'}") from None
-        if batch.lines:
-            yield batch
+            if not record:
+                batch.tally.blank_lines += 1
+            elif record[0] != OPEN or record[-1] != CLOSE:
+                raise BadRecord("is not a JSON object, {...}: one event per line is expected")
+            elif self.validate or self.rule.needle in record or self.has_doubtful_escapes(record):
+                event = self.engagement_event(record)
+                self.add(self.rule.active_users([event] if event else []), batch)
+        except BadRecord as error:
+            batch.tally.bad_records += 1
+            if self.keep or len(batch.bad) < SHOWN:
+                batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
-    def scan_block(self, buffer: bytearray, length: int, number: int, batch: Batch) -> None:
-        """Add the whole lines in the first length bytes of a buffer to a batch; number is the first one's.
+    def engagement_event(self, record: bytes) -> Event | None:
+        """The event of a JSON object, or None if its name is another. Raises BadRecord."""
+        try:
+            text = str(record, "utf-8")
+            event: Event | None
+            try:
+                event = usual_event.decode(text)
+            except msgspec.ValidationError:
+                # Types matter in engagement events only, and of a field given twice the last counts.
+                import json
 
-        As many "}\\n{" as line ends within the block: every line is framed as an object, and only those that hold the
-        event's name are decoded. A block with lines of another kind, or letters spelt as escapes, goes line by line.
+                any_object.decode(text)  # is stricter than json
+                fields = json.loads(text)
+                event = (
+                    unusual_event(fields) if self.rule.is_named(fields.get("event_name")) else None
+                )
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
+        except BadRecord:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise BadRecord(str(error)) from None
+        if event is None or not self.rule.is_named(event.event_name):
+            return None
+        if "\0" in (event.user_pseudo_id or ""):
+            raise BadRecord("user_pseudo_id has a NUL character")
+        return event
+
+    def add(self, found: tuple[int, Users], batch: Batch) -> None:
+        """Add what Rule.active_users found to a batch."""
+        engagement_events, users = found
+        batch.tally.engagement_events += engagement_events
+        for day, some in users.items():
+            if day in batch.users:
+                batch.users[day] += some
+            else:
+                batch.users[day] = some
+
+    def is_usual(self, buffer: bytearray, stop: int, lines: int) -> bool:
+        """Whether every line is framed as an object, by the number of "}\\n{" between them, and no
+        escape can spell what is searched for."""
+        return (
+            buffer[0] == OPEN
+            and buffer[stop - 1] == CLOSE
+            and stringzilla.count(buffer, b"}\n{", 0, stop) == lines - 1
+            and not self.has_doubtful_escapes(buffer, stop)
+        )
+
+    def has_doubtful_escapes(self, text: bytes | bytearray, stop: int = MAX_SIZE) -> bool:
+        stop = min(stop, len(text))
+        return stringzilla.find(text, b"\\u00", 0, stop) >= 0 and any(
+            stringzilla.find(text, escape, 0, stop) >= 0 for escape in self.doubtful_escapes
+        )
+
+    def usual_events(self, buffer: bytearray, stop: int, lines: int) -> list[Event]:
+        """The events of the lines that hold the needle, or of all lines where most of them do.
+
+        Raises ValueError if one is unusual in any way, RecursionError.
         """
         view = memoryview(buffer)
-        stop = length - (buffer[length - 1] == NEWLINE)
-        ends = stringzilla.count(buffer, b"\n", 0, stop)
-        framed = buffer[0] == OPEN and buffer[stop - 1] == CLOSE
-        framed = framed and stringzilla.count(buffer, b"}\n{", 0, stop) == ends
-        if not framed or spells_letters(buffer, stop) or self.validate:
-            start = 0
-            for line in range(ends + 1):
-                end = buffer.find(b"\n", start, stop) if line < ends else stop
-                self.scan_line(view[start:end], number + line, batch)
-                start = end + 1
+        if self.is_dense:
+            wanted = lines
+            text = str(view[:stop], "utf-8")
         else:
-            at = stringzilla.find(buffer, NAME, 0, stop)
+            found = []
+            at = stringzilla.find(buffer, self.rule.needle, 0, stop)
             while at >= 0:
                 start = buffer.rfind(b"\n", 0, at) + 1
                 end = buffer.find(b"\n", at, stop)
                 end = stop if end < 0 else end
-                try:
-                    self.scan_event(view[start:end], batch)
-                except BadRecord as error:
-                    line = number + stringzilla.count(buffer, b"\n", 0, start)
-                    self.add_bad_record(line, error, view[start:end], batch)
-                at = stringzilla.find(buffer, NAME, end, stop)
-        batch.lines += ends + 1
+                found.append(view[start:end])
+                at = stringzilla.find(buffer, self.rule.needle, end, stop)
+            wanted = len(found)
+            text = str(b"\n".join(found), "utf-8")
+            self.is_dense = wanted > lines // 2
+        events = usual_event.decode_lines(text)
+        if len(events) != wanted:
+            raise BadRecord("there are two objects on a line")
+        return events
 
-    def scan_line(self, line: memoryview, number: int, batch: Batch) -> None:
-        """Add a line of any kind, without its newline, to a batch: the plain reading of what scan_block does."""
-        record = bytes(line).strip(BLANK)
-        try:
-            if not record:
-                batch.blank_lines += 1
-            elif record[0] != OPEN or record[-1] != CLOSE:
-                raise BadRecord("not one JSON object, {...}: one event a line is expected")
-            elif self.validate or stringzilla.find(record, NAME) >= 0 or spells_letters(record, len(record)):
-                self.scan_event(record, batch)
-        except BadRecord as error:
-            self.add_bad_record(number, error, line, batch)
 
-    def scan_event(self, line: bytes | memoryview, batch: Batch) -> None:
-        """Add a line that may hold an engagement event to a batch. Raises BadRecord."""
-        try:
-            event = engagement_event(str(line, "utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
-        if event is None:
-            return
-        date = self.rule.active_date(event)
-        batch.engagement_events += 1
-        if date is None:
-            return
-        batch.active_events += 1
-        if not event.user_pseudo_id:
-            batch.anonymous_events += 1
+# -- Sources ---------------------------------------------------------------------------------------
+#
+# EVENTS are files, standard input, pipes and URLs, each compressed or not. All are read as blocks of
+# whole lines.
+
+MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
+AHEAD = 8 << 20  # bytes to ask a URL for at once
+GZIP = b"\x1f\x8b"
+ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([frame]) + b"\x2a\x4d\x18" for frame in range(0x50, 0x60)))
+CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
+REPLACED = "the file was replaced while it was read; load it again"
+NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
+TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
+AS_NDJSON = "export it as newline-delimited JSON"
+FORMATS = [
+    (rb"\s*\[", "a JSON array; make it one event per line with: jq -c '.[]'"),
+    (rb'\s*\{\s*\n\s*"', "pretty-printed JSON; make it one event per line with: jq -c ."),
+    (rb"PAR1", f"a Parquet file; {AS_NDJSON}"),
+    (rb"Obj\x01", f"an Avro file; {AS_NDJSON}"),
+    (rb"ORC", f"an ORC file; {AS_NDJSON}"),
+    (rb"SQLite format 3\0", f"an SQLite database; {AS_NDJSON}"),
+    (rb"PK[\x03\x05\x07]", "a zip archive; decompress it first: unzip -p"),
+    (rb"\xfd7zXZ\0", "xz-compressed; decompress it first: xzcat"),
+    (rb"BZh", "bzip2-compressed; decompress it first: bzcat"),
+    (rb"\x04\x22\x4d\x18", "lz4-compressed; decompress it first: lz4cat"),
+    (rb"7z\xbc\xaf", "a 7z archive; decompress it first: 7z x -so"),
+    (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "compressed twice; decompress it first: zcat, or zstdcat"),
+    (rb"[\s\S]{257}ustar", "a tar archive; load the files in it: tar -xO"),
+    (rb"\xff\xfe|\xfe\xff|\{\0|\0\{", "UTF-16; make it UTF-8 with: iconv -f UTF-16 -t UTF-8"),
+    (rb"\s*<[!?a-zA-Z]", f"HTML or XML; {AS_NDJSON}"),
+]
+
+
+class Unreadable(OSError):
+    """A source can't be read as it is; the message says why, and what to do."""
+
+
+class Range(Struct, frozen=True):
+    """The unit of work: the lines of a source that begin in its bytes from start to end, or all of
+    it where it can't be split. data are the bytes of some lines that have been read already."""
+
+    source: str
+    start: int = 0
+    end: int | None = None
+    version: str | None = (
+        None  # of the file when it was cut into ranges: all are of one and the same
+    )
+    data: bytes | None = None
+    size: int = 0  # in bytes, where that is known
+
+
+class Pipe(io.RawIOBase):
+    """A file that can't be sought in, whose first bytes can be looked at, and what was read told."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.position = 0
+        self.head: bytes = b""
+        while len(self.head) < 64 and (some := file.read(64 - len(self.head))):
+            self.head += some
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), len(self.head))
+        if count:
+            buffer[:count] = self.head[:count]
+            self.head = self.head[count:]
         else:
-            try:
-                batch.users[date].add(event.user_pseudo_id)
-            except KeyError:
-                batch.users[date] = {event.user_pseudo_id}
+            count = self.file.readinto(buffer)
+        self.position += count
+        return count
 
-    def add_bad_record(self, number: int, error: BadRecord, line: memoryview, batch: Batch) -> None:
-        batch.bad_records += 1
-        if self.keep or len(batch.bad) < SHOWN:
-            batch.bad.append((number, str(error), bytes(line) if self.keep else b""))
+    def tell(self) -> int:
+        return self.position
 
 
-def spells_letters(text: bytes | bytearray, stop: int) -> bool:
-    """Whether the first bytes of a text have escapes that can spell the name of the event."""
-    escapes = text.find(b"\\", 0, stop) >= 0
-    return escapes and any(stringzilla.find(text, letter, 0, stop) >= 0 for letter in ESCAPED_LETTERS)
+@contextlib.contextmanager
+def opened_source(source: str) -> Iterator[tuple[Any, bool]]:
+    """A source as a binary file, and whether it can only be read from its beginning to its end."""
+    if "://" in source:
+        system, path = file_system(source)
+        in_ranges = system.info(path).get("partial", "http" not in system.protocol)
+        block_size = AHEAD if in_ranges else 0  # 0: as a stream
+        with system.open(path, "rb", block_size=block_size, cache_type="readahead") as file:
+            yield file, not in_ranges
+    else:
+        with open(0 if source == "-" else source, "rb", buffering=0, closefd=source != "-") as file:
+            yield file, not file.seekable()
 
 
-def blocks(stream: Any, part: Range, size: int, live: Live | None = None) -> Iterator[tuple[bytearray, int]]:
-    """Yield the lines of a range as (buffer, length): whole lines in the first length bytes, some size bytes at a time,
-    valid until the next are asked for. Only the last may lack its newline. A live stream that is quiet gives a length
-    of 0 every 0.2 s. Raises LoadError, OSError."""
-    left = sys.maxsize
-    if part.end is not None:
-        start, end = line_start(stream, part.start), line_start(stream, part.end)
-        stream.seek(start)
-        left = end - start
-    buffer, held, first = bytearray(size), 0, part.start == 0
+@contextlib.contextmanager
+def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
+    """A range as a binary stream of its lines, decompressed where its first bytes say so; the file
+    behind it, whose tell() is what was read of it; and how many bytes of the stream to read."""
+    if part.data is not None:
+        if part.start == 0 and part.data.startswith((GZIP, *ZSTD)):
+            raise Unreadable(NOT_LIVE)
+        stream = io.BytesIO(part.data)
+        yield stream, stream, len(part.data)
+        return
+    with contextlib.ExitStack() as stack:
+        file, is_pipe = stack.enter_context(opened_source(part.source))
+        if part.version not in (None, version(part.source, file)):
+            raise Unreadable(REPLACED)
+        if part.end is not None:
+            start = line_start(file, part.start)
+            end = line_start(file, part.end)
+            file.seek(start)
+            yield file, file, end - start
+            return
+        if is_pipe:
+            file = Pipe(file)
+        magic = file.head if is_pipe else peeked(file)
+        lines: Any = file
+        if magic.startswith(GZIP):
+            from isal import igzip
+
+            reader = io.BufferedReader(file, BLOCK)
+            lines = stack.enter_context(igzip.IGzipFile(fileobj=reader))  # type: ignore[no-untyped-call]
+        elif magic.startswith(ZSTD):
+            if sys.version_info >= (3, 14):
+                from compression import zstd
+            else:
+                from backports import zstd
+
+            lines = stack.enter_context(zstd.ZstdFile(io.BufferedReader(file, BLOCK)))
+        yield lines, file, MAX_SIZE
+
+
+def peeked(file: Any) -> bytes:
+    """The first bytes of what is still to be read of a file."""
+    position = file.tell()
+    magic: bytes = file.read(4)
+    file.seek(position)
+    return magic
+
+
+def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
+    """Yield the lines in some bytes of a stream as (buffer, length), some size bytes at a time.
+
+    Whole lines are in the first length bytes, until the next are asked for; only the last may lack
+    its newline. Raises OSError, at the start of a source for another format as well.
+    """
+    buffer = bytearray(size)
+    held = 0
+    is_whole = left < MAX_SIZE
     while left:
         if held > MAX_LINE:
-            raise LoadError(TOO_LONG)
+            raise Unreadable(TOO_LONG)
         if held + size > len(buffer):
             longer = bytearray(min(2 * len(buffer), MAX_LINE + 2 * size))
             longer[:held] = memoryview(buffer)[:held]
             buffer = longer
-        if live:
-            ready = "://" in part.source or select.select([stream], [], [], TICK)[0]
-            if live.stopped:
-                live.left_out = held
-                return
-            if not ready:
-                yield buffer, 0
-                continue
         count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
-        if live and first and buffer.startswith((GZIP, ZSTD)):
-            raise LoadError(NOT_LIVE)
-        if not count and part.end is not None:
-            raise LoadError(CUT_SHORT)
+        if not count and is_whole:
+            raise Unreadable(CUT_SHORT)
         left = left - count if count else 0
         filled = held + count
         length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
         if length:
-            skipped = len(BOM) if first and buffer.startswith(BOM) else 0
-            if skipped:
-                buffer[: length - skipped] = buffer[skipped:length]
-            first = False
-            if length > skipped:
-                yield buffer, length - skipped
+            skipped = 0
+            if is_start:
+                skipped = len(BOM) if buffer.startswith(BOM) else 0
+                buffer[: filled - skipped] = buffer[skipped:filled]
+                length -= skipped
+                filled -= skipped
+                refuse_other_formats(bytes(buffer[: min(filled, 512)]))
+            is_start = False
+            if length:
+                yield buffer, length
             buffer[: filled - length] = buffer[length:filled]
         held = filled - length
 
 
+def refuse_other_formats(head: bytes) -> None:
+    """Raise Unreadable if the first bytes of a source are those of another format."""
+    for magic, name in FORMATS:
+        if re.match(magic, head):
+            raise Unreadable(f"is {name}")
+
+
 def line_start(stream: Any, offset: int) -> int:
-    """The offset of the first line of a file that begins at an offset (bytes) or after it. Raises LoadError."""
+    """The offset of the first line of a file that begins at an offset (bytes) or after it."""
     if offset == 0:
         return 0
     stream.seek(offset - 1)
@@ -437,72 +905,9 @@ def line_start(stream: Any, offset: int) -> int:
             return position + newline + 1
         if len(chunk) < 65_536:
             if not chunk and position == offset - 1:
-                raise LoadError(CUT_SHORT)
+                raise Unreadable(CUT_SHORT)
             return position + len(chunk)
-    raise LoadError(TOO_LONG)
-
-
-@contextlib.contextmanager
-def opened(source: str, live: Live | None = None) -> Iterator[tuple[Any, Any]]:
-    """A source as a binary stream of its lines, decompressed where it is gzip or zstd by its first bytes, and its file.
-    A live pipe is not decompressed: how much of it has come could not be told."""
-    with contextlib.ExitStack() as stack:
-        raw: Any
-        if source == "-":
-            raw = stack.enter_context(open(0, "rb", buffering=0, closefd=False))
-            is_pipe = not raw.seekable()
-        elif "://" in source:
-            stack.enter_context(url_errors())
-            system, path = file_system(source)
-            in_ranges = system.info(path).get("partial", "http" not in system.protocol)
-            ahead = AHEAD if in_ranges else 0  # 0: as a stream
-            raw = stack.enter_context(system.open(path, "rb", block_size=ahead, cache_type="readahead"))
-            is_pipe = not in_ranges
-        else:
-            raw = stack.enter_context(open(source, "rb", buffering=0))
-            is_pipe = not raw.seekable()
-        if (live is not None and is_pipe) or not (is_pipe or source == "-" or compressed(raw)):
-            yield raw, raw
-            return
-        stream: Any = stack.enter_context(io.BufferedReader(raw, BLOCK))
-        magic = stream.peek(4)
-        damage: Any = EOFError
-        if magic.startswith(GZIP):
-            from isal import igzip, igzip_lib
-
-            stream = stack.enter_context(igzip.IGzipFile(fileobj=stream))  # type: ignore[no-untyped-call]
-            damage = (EOFError, igzip_lib.IsalError, igzip.BadGzipFile)
-        elif magic.startswith(ZSTD):
-            if sys.version_info >= (3, 14):
-                from compression import zstd
-            else:
-                from backports import zstd
-
-            stream = stack.enter_context(zstd.ZstdFile(stream))
-            damage = (EOFError, zstd.ZstdError)
-        try:
-            yield stream, raw
-        except damage as error:
-            raise LoadError(f"the compressed data is damaged or cut off ({error}); fetch the file again") from None
-
-
-def compressed(file: Any) -> bool:
-    magic: bytes = file.read(4)
-    file.seek(0)
-    return magic.startswith((GZIP, ZSTD))
-
-
-@contextlib.contextmanager
-def url_errors() -> Iterator[None]:
-    """Raise whatever the libraries behind fsspec raise as a LoadError."""
-    try:
-        yield
-    except LoadError:
-        raise
-    except FileNotFoundError:
-        raise LoadError("No such file") from None
-    except Exception as error:
-        raise LoadError(" ".join(f"{type(error).__name__}: {error}".split())) from None
+    raise Unreadable(TOO_LONG)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -520,124 +925,168 @@ def version(source: str, file: Any) -> str | None:
     system, path = file_system(source)
     system.invalidate_cache()
     info = system.info(path)
-    return next((str(info[key]) for key in ("ETag", "etag", "LastModified", "mtime") if info.get(key)), None)
+    keys = ("ETag", "etag", "ino", "LastModified", "mtime")
+    return next((str(info[key]) for key in keys if info.get(key)), None)
 
 
-def sources_of(events: Iterable[str]) -> list[str]:
+def expanded(events: Iterable[str]) -> list[str]:
     """Some EVENTS, with the files that a URL with wildcards stands for. Raises LoadError."""
     sources = []
     for source in events:
-        if "://" in source and any(wildcard in source for wildcard in "*?["):
-            try:
-                with url_errors():
-                    system, path = file_system(source)
-                    found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
-            except (LoadError, OSError) as error:
-                raise LoadError(f"{source}: {error}") from None
-            if not found:
-                raise LoadError(f"{source}: there is no such file")
-            sources += found
-        else:
-            sources.append(source)
+        with about(source):
+            if "://" in source and re.search(r"[*?[]", source) and not source.startswith("http"):
+                system, path = file_system(source)
+                found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+                if not found:
+                    raise FileNotFoundError
+                sources += found
+            else:
+                sources.append(source)
     return sources
 
 
-def ranges(sources: Iterable[str], size: int = BATCH) -> list[Range]:
-    """The ranges that make up some sources, in order: of some size in bytes (of a URL, 128 MiB or more), or a whole
-    source where it can't be split (gzip, a pipe). Raises LoadError for one that can't be read."""
+def ranges(sources: Iterable[str], size: int) -> list[Range]:
+    """The ranges that make up some sources, in order: of some size in bytes (of a URL 128 MiB or
+    more), or a whole source where it can't be split. Raises LoadError if one can't be read."""
     parts = []
     for source in sources:
-        remote = "://" in source
-        try:
-            if not remote and (source == "-" or not os.path.isfile(source)):
+        with about(source):
+            if "://" not in source and (source == "-" or not os.path.isfile(source)):
                 if os.path.isdir(source):
-                    raise LoadError("is a directory; name the files in it")
+                    raise Unreadable("is a directory; name the files in it")
                 os.stat(0 if source == "-" else source)
                 parts.append(Range(source))
                 continue
-            with opened(source) as (stream, file):
-                end = file.size if remote else os.fstat(file.fileno()).st_size
+            with opened_source(source) as (file, is_pipe):
+                is_url = "://" in source
+                end = file.size if is_url else os.fstat(file.fileno()).st_size
                 token = version(source, file)
-                if stream is not file or end is None:
-                    parts.append(Range(source, size=end or 0, version=token))
-                else:
-                    step = max(size, 4 * BATCH) if remote else size
-                    for start in range(0, end, step):
-                        length = min(step, end - start)
-                        parts.append(Range(source, start, start + length, length, token))
-        except (LoadError, OSError) as error:
-            raise LoadError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
+                if is_pipe or end is None or peeked(file).startswith((GZIP, *ZSTD)):
+                    parts.append(Range(source, version=token, size=end or 0))
+                    continue
+            step = max(size, 4 * BATCH) if is_url else size
+            for start in range(0, end, step):
+                length = min(step, end - start)
+                parts.append(Range(source, start, start + length, token, size=length))
     return parts
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+# -- Scanning ranges, here or elsewhere ------------------------------------------------------------
+#
+# Ranges are handed out a bounded number ahead, and what was found in them is taken in the order of
+# the input. So line numbers, bad records and the first error need no care.
+
+SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
+PER_WORKER = 4  # ranges a worker has been given or has finished before their turn
+TICK = 0.2  # seconds without input after which a live load looks at the clock
 
 
-def scan_in_turn(parts: list[Range], scan: Scanner) -> Iterator[tuple[int, Batch]]:
-    """Yield the batches of some ranges, each with the index of its range. Raises LoadError."""
-    for index, part in enumerate(parts):
-        for batch in scan(part):
-            yield index, batch
+def in_order(
+    parts: Iterable[Range], submit: Callable[[Range], Callable[[], Iterable[Batch]]], ahead: int
+) -> Iterator[tuple[Range, Batch]]:
+    """Yield some ranges with their batches, in order. submit begins a range and returns what waits
+    for its batches; it is called a bounded number of ranges ahead."""
+    begun: deque[tuple[Range, Callable[[], Iterable[Batch]]]] = deque()
+    for part in itertools.chain(parts, itertools.repeat(None, ahead)):
+        if part:
+            begun.append((part, submit(part)))
+        if begun and (len(begun) == ahead or not part):
+            first, result = begun.popleft()
+            for batch in result():
+                yield first, batch
 
 
-def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Iterator[tuple[int, Batch]]:
-    """Like scan_in_turn, in some processes at once: the batches of different ranges come in any order, but of all the
-    LoadErrors the one of the first range is raised."""
-    import multiprocessing
-    from multiprocessing.connection import wait
+def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Iterator[tuple[Range, Batch]]:
+    """Yield some ranges with their batches, scanned in this process. Raises LoadError."""
+    return ((part, batch) for part in parts for batch in scan(part))
 
-    # A fork starts at once and shares what is imported; elsewhere than on Linux it is not safe.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    todo = iter(enumerate(parts))
-    underway: dict[Any, list[int]] = {}  # by connection to a worker, the indices of the ranges it has been sent
-    failed: dict[int, LoadError] = {}
-    processes = []
 
-    def hand_out(connection: Any) -> None:
-        task = None if failed else next(todo, None)
-        if task:
-            underway[connection].append(task[0])
-            connection.send(task[1])
+def scan_in_processes(
+    parts: list[Range], scan: Scanner, workers: int
+) -> Iterator[tuple[Range, Batch]]:
+    """Like scan_in_turn, in several processes at once, each at the end of a pipe of its own."""
+    from concurrent.futures import ThreadPoolExecutor
+    from queue import SimpleQueue
 
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until a worker knows that they are its parent's to handle
-        for _ in range(workers):
-            connection, theirs = context.Pipe()
-            processes.append(context.Process(target=work, args=(theirs, scan), daemon=True))
-            processes[-1].start()
-            theirs.close()
-            underway[connection] = []
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    idle: SimpleQueue[Any] = SimpleQueue()
+
+    def answer(connection: Any) -> tuple[Iterable[Batch], bool]:
         try:
-            for connection in underway:
-                hand_out(connection)
-                if parts[0].end is not None:  # a small range: no worker is to wait for its next one
-                    hand_out(connection)
-            while any(not failed or index < min(failed) for indices in underway.values() for index in indices):
-                ready: Any = wait([connection for connection, indices in underway.items() if indices])
-                for connection in ready:
-                    result = connection.recv()
-                    index = underway[connection][0]
-                    if isinstance(result, Batch):
-                        yield index, result
-                        continue
-                    if isinstance(result, LoadError):
-                        failed[index] = result
-                    del underway[connection][0]
-                    hand_out(connection)
+            message = connection.recv()
         except (EOFError, OSError):
-            raise LoadError("a scanning process was killed (out of memory?); try fewer --workers") from None
+            what = "a scanning process was killed (out of memory?); try fewer --workers"
+            raise LoadError(what) from None
+        if isinstance(message, LoadError):
+            raise message
+        batches, is_last = message
+        return batches, is_last
+
+    def ask(part: Range) -> Iterable[Batch]:
+        connection = idle.get()
+        with contextlib.suppress(OSError):  # answer tells
+            connection.send(part)
+        batches, is_last = answer(connection)
+        if is_last:
+            idle.put(connection)
+            return batches
+        return itertools.chain(batches, others(connection))
+
+    def others(connection: Any) -> Iterator[Batch]:
+        is_last = False
+        while not is_last:
+            batches, is_last = answer(connection)
+            yield from batches
+        idle.put(connection)
+
+    with worker_processes(workers, scan) as connections:
+        for connection in connections:
+            idle.put(connection)
+        block = signal.pthread_sigmask, (signal.SIG_BLOCK, STOPS)  # signals are for the main thread
+        executor = ThreadPoolExecutor(workers, "scan", *block)
+        try:
+            submit = lambda part: executor.submit(ask, part).result  # noqa: E731
+            yield from in_order(parts, submit, PER_WORKER * workers)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for connection in connections:  # for threads that wait: the processes end
+                idle.put(connection)
+
+
+@contextlib.contextmanager
+def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
+    """Processes that scan meanwhile, as connections to them."""
+    connections: list[Any] = []
+    processes: list[Any] = []
+    try:
+        with about("scanning processes"):
+            import multiprocessing
+
+            # A fork starts at once and shares what is imported; elsewhere than on Linux it is unsafe.
+            method = "fork" if sys.platform == "linux" else None
+            context: Any = multiprocessing.get_context(method)
+            for _ in range(number):
+                ours, theirs = context.Pipe()
+                connections.append(ours)
+                process = context.Process(target=work, args=(theirs, scan), daemon=True)
+                # until the worker knows that they are its parent's to handle
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+                try:
+                    process.start()
+                    processes.append(process)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                theirs.close()
+        yield connections
     finally:
         for process in processes:
             process.kill()
         for process in processes:
             process.join()
-    if failed:
-        raise failed[min(failed)]
 
 
 def work(connection: Any, scan: Scanner) -> None:
-    """Scan the ranges that come over a connection, and send back the batches of each and then None or a LoadError."""
+    """Scan the ranges that come over a connection; answer each with some lists of batches, each
+    with whether it is the last, or with a LoadError."""
     import multiprocessing
     import threading
 
@@ -647,72 +1096,74 @@ def work(connection: Any, scan: Scanner) -> None:
             parent.join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
         part = connection.recv()
+        batches: list[Batch] = []
+        held = 0
         try:
             for batch in scan(part):
-                connection.send(batch)
-            connection.send(None)
+                batches.append(batch)
+                held += sum(len(piece[3]) for piece in batch.pieces)
+                held += sum(len(record) for _, _, record in batch.bad)
+                if held > HELD:  # else it is the parent that holds it until its turn
+                    connection.send((batches, False))
+                    batches, held = [], 0
+            connection.send((batches, True))
         except LoadError as error:
             connection.send(error)
 
 
-def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Iterator[tuple[int, Batch]]:
-    """Like scan_in_processes, on the workers of a Dask cluster, which see the same files. A worker that is lost is made
-    up for by the others. At most two ranges a thread are underway, so that what is found does not pile up here."""
+def scan_on_cluster(
+    parts: list[Range], scan: Scanner, address: str
+) -> Iterator[tuple[Range, Batch]]:
+    """Like scan_in_turn, on the workers of a Dask cluster, which see the same files.
+
+    A worker that is lost is made up for by the others.
+    """
     import logging
     import warnings
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of each lost connection, with tracebacks
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # of lost connections: tracebacks
     warnings.simplefilter("ignore")
     import distributed
 
-    import load_active_users as module  # the name under which the workers import what they are sent
-
-    try:
-        client = distributed.Client(address, timeout=10)
-    except (OSError, ValueError):
-        raise LoadError(f"{address}: no Dask scheduler answers there; look after it and its address") from None
-    remote = module.Scanner(module.Rule(*scan.rule.terms), scan.validate, scan.keep)
-    todo: Iterator[tuple[int, Range]] = iter(enumerate(parts))
-    underway: dict[Any, int] = {}
-    failed: dict[int, Exception] = {}
-    try:
+    with about(address), contextlib.ExitStack() as stack:
+        try:
+            client = stack.enter_context(distributed.Client(address, timeout=10))
+        except (OSError, ValueError):
+            what = "no Dask scheduler answers there; check the address and that it runs"
+            raise LoadError(f"{address}: {what}") from None
         check_cluster(client, address)
-        client.upload_file(os.path.abspath(__file__))
-        while True:
-            room = 2 * sum(client.nthreads().values()) - len(underway)
-            for index, part in itertools.islice(todo, max(room, 0 if underway else 1)):  # none: all is done
-                copy = module.Range(part.source, part.start, part.end, part.size, part.version)
-                underway[client.submit(module.scan_range, remote, copy, pure=False)] = index
-            if not underway:
-                break
-            try:
-                done = distributed.wait(list(underway), timeout=30, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                if not client.nthreads():
-                    raise LoadError(f"{address}: has no workers any more; start some and load again") from None
-                continue
-            for future in done:
-                index, result = underway.pop(future), future.result()
-                if isinstance(result, str):
-                    failed[index] = LoadError(f"{result} (on a worker of {address})")
-                    todo = iter(())
-                else:
-                    for batch in result:
-                        yield index, batch
-    except LoadError:
-        raise
-    except Exception as error:  # of any worker or connection
-        raise LoadError(" ".join(f"{address}: {type(error).__name__}: {error}".split())[:500]) from None
-    finally:
-        client.close()
-    if failed:
-        raise failed[min(failed)]
+        client.upload_file(os.path.realpath(__file__))
+
+        def submit(part: Range) -> Callable[[], list[Batch]]:
+            future = client.submit(scan_range, scan, part, pure=False)
+            return lambda: cluster_result(client, future, address)
+
+        yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
+
+
+def scan_range(scan: Scanner, part: Range) -> list[Batch]:
+    """All batches of a range: what a worker of a cluster does."""
+    return list(scan(part))
+
+
+def cluster_result(client: Any, future: Any, address: str) -> list[Batch]:
+    """What a worker of a cluster has found. Raises LoadError, also if all workers are gone."""
+    while True:
+        try:
+            batches: list[Batch] = future.result(timeout=30)
+            return batches
+        except TimeoutError:
+            if not client.nthreads():
+                what = "has no workers any more; start some and load again"
+                raise LoadError(f"{address}: {what}") from None
+        except LoadError as error:
+            raise LoadError(f"{error} (on a worker of {address})") from None
 
 
 def check_cluster(client: Any, address: str) -> None:
@@ -723,523 +1174,782 @@ def check_cluster(client: Any, address: str) -> None:
     here = versions["client"]["packages"]
     for worker, there in versions["workers"].items():
         for name in ("python", "distributed", "msgspec", "stringzilla"):
-            ours, theirs = (str(packages.get(name)).split(".")[:2] for packages in (here, there["packages"]))
-            if ours != theirs:
-                found = f"{name} {there['packages'].get(name)}, where {here[name]} is used here"
-                raise LoadError(f"{address}: the worker {worker} has {found}; install the same requirements.txt")
+            theirs = str(there["packages"].get(name))
+            if theirs.split(".")[:2] != str(here[name]).split(".")[:2]:
+                found = f"the worker {worker} has {name} {theirs}, where {here[name]} is used here"
+                raise LoadError(f"{address}: {found}; install the same requirements.txt")
 
 
-def scan_range(scan: Scanner, part: Range) -> list[Batch] | str:
-    """All batches of a range, or what is wrong with it: what a worker of a cluster does."""
+def arriving(sources: Iterable[str], stopped: list[int]) -> Iterator[Range | None]:
+    """Yield the whole lines that come through pipes as ranges, and None where there are none yet.
+
+    Files and URLs are cut into ranges as ever. It ends once something is in stopped.
+    """
+    for source in sources:
+        if stopped:
+            return
+        if "://" in source or os.path.isfile(source):
+            yield from ranges([source], BATCH)
+        else:
+            with about(source):
+                # without blocking: it may be long until a named pipe is opened at its other end
+                flags = os.O_RDONLY | os.O_NONBLOCK
+                descriptor = 0 if source == "-" else os.open(source, flags)
+                try:
+                    yield from arriving_lines(source, descriptor, stopped)
+                finally:
+                    if descriptor:
+                        os.close(descriptor)
+
+
+def arriving_lines(source: str, descriptor: int, stopped: list[int]) -> Iterator[Range | None]:
+    """Yield what comes through a pipe as arriving does."""
+    held = bytearray()
+    start = 0
+    while not stopped:
+        if not select.select([descriptor], [], [], TICK)[0]:
+            yield None
+            continue
+        chunk = os.read(descriptor, 1 << 20)
+        newline = chunk.rfind(b"\n")
+        length = len(held) + newline + 1 if newline >= 0 or not chunk else 0
+        held += chunk
+        if length:
+            yield Range(source, start, data=bytes(held[:length]))
+            start += length
+            del held[:length]
+        else:
+            yield None
+        if len(held) > MAX_LINE:
+            raise Unreadable(TOO_LONG)
+        if not chunk:
+            return
+    if held:
+        say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
+
+
+def arriving_batches(
+    sources: Iterable[str], scanner: Callable[[], Scanner], stopped: list[int]
+) -> Iterator[tuple[Range, Batch] | LoadError | None]:
+    """Yield what is found in what arrives, None when nothing has come for a while, and last what
+    ended it if that is an error. Dates until tomorrow move on: the scanner is made each time."""
     try:
-        return list(scan(part))
-    except LoadError as error:
-        return str(error)
-
-
-# -- Merging ---------------------------------------------------------------------------------------------------------
-
-TALLIES = ("lines", "blank_lines", "engagement_events", "active_events", "anonymous_events", "bad_records")
-HELD = 32 << 20  # bytes, about, of users to hold in memory before they are staged
-
-
-class Merger:
-    """Adds up batches that come in any order, in bounded memory: users past a bound and all bad records are staged in a
-    temporary database of its own, which SQLite keeps in memory while it is small and otherwise in TMPDIR."""
-
-    def __init__(self, parts: list[Range]) -> None:
-        self.parts = parts
-        self.lines = [0] * len(parts)
-        self.tally = dict.fromkeys(TALLIES, 0)
-        self.users: dict[str, set[str]] = {}
-        self.held = 0
-        self.staged = sqlite3.connect("", isolation_level=None)
-        self.staged.execute("PRAGMA journal_mode = OFF")
-        self.staged.execute("CREATE TABLE run (date TEXT, users TEXT)")  # a sorted JSON array
-        self.staged.execute("CREATE INDEX run_date ON run (date)")
-        self.staged.execute("CREATE TABLE bad (part INTEGER, line INTEGER, reason TEXT, record BLOB)")
-        self.staged.execute("BEGIN")
-
-    def add(self, index: int, batch: Batch) -> None:
-        """Add a batch of the range with some index."""
-        for name in TALLIES:
-            self.tally[name] += getattr(batch, name)
-        self.lines[index] += batch.lines
-        self.staged.executemany("INSERT INTO bad VALUES (?, ?, ?, ?)", [(index, *bad) for bad in batch.bad])
-        for date, users in batch.users.items():
-            self.held += 256 + sum(map(len, users)) + 64 * len(users)  # a set and its strings have their own size
-            if date in self.users:
-                self.users[date] |= users
+        for part in arriving(sources, stopped):
+            if part is None:
+                yield None
             else:
-                self.users[date] = users
+                yield from scan_in_turn([part], scanner())
+    except LoadError as error:
+        yield error
+
+
+# -- A load and its database -----------------------------------------------------------------------
+#
+# A load holds the users of some batches by date, in bounded memory, and gives them back sorted, each
+# once. So what is new to a date is told by comparing it with what the database holds in the same
+# order, before anything is written; a dry run is the same without the writing.
+
+HELD = 16 << 20  # bytes of users in memory; more go to a temporary file
+CHUNK = 65_536  # users that are compared with the database and stored at once
+LOCK_SECONDS = 60.0
+SQLITE_CACHE = 32 << 10  # KiB
+TEMPORARY = "temporary files (TMPDIR)"
+
+
+class Load:
+    """Adds up batches in bounded memory: pieces past a bound are kept in a temporary database."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.pieces: dict[str, list[tuple[str, str]]] = {}  # by date: first user, JSON array
+        self.held = 0  # bytes in memory, about
+        self.users_on: dict[
+            str, int
+        ] = {}  # by date an upper bound: a user may be in several pieces
+        self.staged: sqlite3.Connection | None = None
+
+    def add(self, batch: Batch) -> None:
+        """Add a batch. Raises LoadError if the temporary database can't be written."""
+        self.tally.add(batch.tally)
+        for day, first, number, users in batch.pieces:
+            self.pieces.setdefault(day, []).append((first, users))
+            self.users_on[day] = self.users_on.get(day, 0) + number
+            self.held += len(users) + 256
         if self.held > HELD:
-            self.stage()
+            with about("temporary files (TMPDIR)"):
+                self.stage()
 
     def stage(self) -> None:
-        """Move the users held in memory to the temporary database: a sorted run a date."""
-        runs = ((date, to_json(sorted(users))) for date, users in self.users.items())
-        self.staged.executemany("INSERT INTO run VALUES (?, ?)", runs)
-        self.users, self.held = {}, 0
+        """Move the pieces in memory to the temporary database."""
+        if self.staged is None:
+            self.staged = sqlite3.connect("", isolation_level=None)
+            self.staged.execute("PRAGMA journal_mode = OFF")
+            self.staged.execute("CREATE TABLE piece (date TEXT, first TEXT, users TEXT)")
+            self.staged.execute("CREATE INDEX piece_order ON piece (date, first)")
+            self.staged.execute("BEGIN")
+        rows = ((day, *piece) for day, some in self.pieces.items() for piece in some)
+        self.staged.executemany("INSERT INTO piece VALUES (?, ?, ?)", rows)
+        self.pieces = {}
+        self.held = 0
 
-    def clear(self) -> None:
-        """Forget the users and bad records, but neither the tallies nor the line numbers."""
-        self.staged.executescript("DELETE FROM run; DELETE FROM bad;")
+    def pieces_on(self, day: str) -> Iterator[tuple[str, str]]:
+        """Yield the pieces of a date in the order of their first users."""
+        pieces = sorted(self.pieces.get(day, ()))
+        if self.staged is None:
+            return iter(pieces)
+        query = "SELECT first, users FROM piece WHERE date = ? ORDER BY first"
+        return merge(pieces, self.staged.execute(query, (day,)))
 
-    def dates(self) -> list[str]:
-        """The dates that have an active user, in order, of what is staged."""
-        return [date for (date,) in self.staged.execute("SELECT DISTINCT date FROM run ORDER BY date")]
+    def close(self) -> None:
+        if self.staged is not None:
+            self.staged.close()
 
-    def runs(self, date: str) -> Iterator[str]:
-        """Yield the users of a date as sorted JSON arrays, in which one may be repeated."""
-        for (users,) in self.staged.execute("SELECT users FROM run WHERE date = ?", (date,)):
-            yield users
+    def users(self, day: str) -> Iterator[list[str]]:
+        """Yield the users of a date in order, each once, some 65,536 at a time.
 
-    def bad_records(self) -> Iterator[tuple[str, int, str, bytes]]:
-        """Yield the bad records in order: source, line, reason, and the record, empty unless the scanner keeps it."""
-        lines_before, before = [], 0
-        for part, lines in zip(self.parts, self.lines, strict=True):
-            before = 0 if part.start == 0 else before
-            lines_before.append(before)
-            before += lines
-        for part, line, reason, record in self.staged.execute("SELECT * FROM bad ORDER BY part, line"):
-            yield self.parts[part].source, lines_before[part] + line, reason, record
-
-
-# -- The store -------------------------------------------------------------------------------------------------------
-
-LOCK_SECONDS = 60.0
-REMEDIES = {
-    sqlite3.SQLITE_BUSY: "another program keeps it locked; try again when that is done",
-    sqlite3.SQLITE_READONLY: "make the file and its directory writable, or choose another --db",
-    sqlite3.SQLITE_CANTOPEN: "make the file and its directory readable and writable, or choose another --db",
-    sqlite3.SQLITE_FULL: "make room on its disk and load again",
-    sqlite3.SQLITE_IOERR: "look after its disk and load again",
-    sqlite3.SQLITE_NOTADB: "choose another --db",
-    sqlite3.SQLITE_CORRUPT: "restore it from a copy, or load all events into another --db",
-}
-T = TypeVar("T")
+        Pieces overlap: what comes before the first user of the next piece is complete.
+        """
+        pending: list[str] = []
+        left = 0
+        for first, users in self.pieces_on(day):
+            if len(pending) >= left + CHUNK:
+                pending.sort()
+                complete = bisect_left(pending, first)
+                if complete:
+                    yield list(dict.fromkeys(pending[:complete]))
+                    del pending[:complete]
+                left = len(pending)
+            pending += to_users(users)
+        if pending:
+            yield list(dict.fromkeys(sorted(pending)))
 
 
 class DateCount(Struct):
-    """A row of the report: a date, its active users as they now stand in the table, and how many of them this load
-    added, out of how many it held."""
+    """What became of a date: its active users as they now stand in the table, how many of them
+    this load added and removed, and how many it held, or left out because the date is final."""
 
     date: str
     active_user_count: int
-    added: int
-    held: int | None  # unknown once a load has been committed in parts
-
-    def after(self, earlier: DateCount | None) -> DateCount:
-        """The row of a load that was committed earlier too."""
-        if earlier is None:
-            return self
-        return DateCount(self.date, self.active_user_count, self.added + earlier.added, None)
+    added: int = 0
+    removed: int = 0
+    held: int = 0
+    left_out: int = 0
 
 
-@contextlib.contextmanager
-def database_errors(path: str) -> Iterator[None]:
-    """Raise what a database says about itself as a LoadError that names the remedy."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        remedy = REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-        raise LoadError(f"{path}: {error}" + (f"; {remedy}" if remedy else "")) from None
-    except Exception as error:
-        if not type(error).__module__.startswith("psycopg"):
-            raise
-        raise LoadError(f"{label(path)}: {' '.join(str(error).split())}") from None
-
-
-def is_url(path: str) -> bool:
-    return path.startswith(("postgresql://", "postgres://"))
-
-
-def label(path: str) -> str:
-    """A database as it may be shown: without the user and password of a URL."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(path)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if is_url(path) else path
-
-
-def patiently(action: Callable[[], T]) -> T:
-    """The result of an action that waits up to 60 s for its turn at the database, and lets signals in meanwhile."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return action()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
+Columns = dict[str, tuple[str, str | None]]  # of a table, by name: type, and default if it has one
+TABLES = ("active_user_table", "active_user", "load_log")
+SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
 
 
 def schema() -> str:
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schema.sql")
+    """The text of schema.sql. Raises LoadError."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(SCHEMA, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        raise LoadError(f"{path}: {error.strerror}; it belongs beside load_active_users.py") from None
+        what = f"{SCHEMA}: {error.strerror}; it belongs beside load_active_users.py"
+        raise LoadError(what) from None
 
 
-class Sqlite(sqlite3.Connection):
-    """A connection to an SQLite file. Postgres has the same methods."""
+class Sqlite:
+    """A transaction with an SQLite file: to write, which creates the file if missing, or to read,
+    where it is an empty database if missing.
 
-    name: str
-    incoming = "CREATE TEMP TABLE incoming (user_pseudo_id TEXT PRIMARY KEY) WITHOUT ROWID"
-    held = "SELECT count(*) FROM incoming"
+    Class Postgres has the same methods, and its own spelling of these statements.
+    """
 
-    def tables(self, prefix: str = "") -> dict[str, list[tuple[Any, ...]]]:
-        """The columns of each table: name, type, whether not null, place in the primary key from 1 or 0."""
-        found: dict[str, list[tuple[Any, ...]]] = {}
-        query = f"""SELECT t.name, c.name, upper(c.type), c."notnull", c.pk FROM {prefix}sqlite_master t,
-                    pragma_table_info(t.name, ?) c WHERE t.type = 'table' ORDER BY t.name, c.cid"""
-        for table, *column in self.execute(query, (prefix[:-1] or "main",)):
-            found.setdefault(table, []).append(tuple(column))
-        return found
+    INSERT = """INSERT INTO active_user (date, user_pseudo_id)
+        SELECT ?, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
+    KNOWN = """SELECT json_group_array(value) FROM json_each(?) WHERE EXISTS (
+        SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
+    COLUMNS = """SELECT t.name, c.name, upper(c.type), c.dflt_value
+        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY c.cid"""
+    VERSION = "PRAGMA user_version"
 
-    def begin(self) -> None:
-        """Begin a transaction when it is our turn to write."""
-        patiently(lambda: self.execute("BEGIN IMMEDIATE"))
-        self.execute("PRAGMA cache_size = -32768")  # KiB
+    def __init__(self, path: str, patience: float) -> None:
+        self.path = path
+        self.patience = patience
+        self.is_new = False
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
 
-    def make_tables(self) -> None:
+    def begin(self, write: bool) -> None:
+        if write:
+            self.begin_writing()
+        elif os.path.exists(self.path):
+            self.begin_reading()
+
+    def begin_writing(self) -> None:
+        """Begin when it is our turn, in the file that is there then: a failed first load removes
+        the file it has made."""
+        while True:
+            with contextlib.suppress(FileExistsError):
+                open(self.path, "xb").close()
+                self.is_new = True
+            before = os.stat(self.path).st_ino
+            self.connection.close()
+            path = os.path.abspath(self.path)
+            self.connection = sqlite3.connect(path, timeout=0.1, isolation_level=None)
+            self.execute(f"PRAGMA cache_size = -{SQLITE_CACHE}")
+            self.execute("BEGIN IMMEDIATE")
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self.path).st_ino == before:
+                    return
+
+    def begin_reading(self) -> None:
+        from urllib.parse import quote
+
+        uri = "file:" + quote(os.fsencode(os.path.abspath(self.path)))
+        # In a directory that can't be written, a database in WAL mode is read as one at rest.
+        at_rest = not os.path.exists(self.path + "-wal")
+        for mode in ("mode=rw", "mode=ro&immutable=1"):
+            self.connection.close()
+            self.connection = sqlite3.connect(f"{uri}?{mode}", 0.1, 0, None, uri=True)
+            try:
+                self.execute("BEGIN")
+                self.execute("SELECT count(*) FROM sqlite_master").fetchall()
+                return
+            except sqlite3.OperationalError as error:
+                if code_of(error) != "SQLITE_CANTOPEN" or not at_rest or "immutable" in mode:
+                    raise
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Execute a statement; wait for a lock as long as patience, and let signals in meanwhile."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.connection.execute(sql, values)
+            except sqlite3.OperationalError as error:
+                if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
+                    raise
+
+    def create(self) -> None:
+        """Create what schema.sql has."""
         for statement in schema().split(";\n"):  # executescript would commit first
             self.execute(statement)
 
-    def receive(self, users: str) -> None:
-        """Put the users of a JSON array, some of which may be there already, into the table incoming."""
-        if "\\u0000" not in users:
-            self.execute("INSERT OR IGNORE INTO incoming SELECT value FROM json_each(?)", (users,))
-        else:  # where SQLite's JSON functions end a text
-            rows = [(user,) for user in msgspec.json.decode(users)]
-            self.executemany("INSERT OR IGNORE INTO incoming VALUES (?)", rows)
+    def known(self, day: str, users: list[str], kept: int, held: int) -> str:
+        """The users among some, in order, that the database keeps on a date, as a JSON array.
+
+        With that many kept and held by the load, it is quicker to read them all than to look up
+        each; then there may be others among them.
+        """
+        if kept > 4 * held:
+            (known,) = self.execute(self.KNOWN, to_json(users), day).fetchone()
+        else:
+            query = """SELECT json_group_array(user_pseudo_id) FROM active_user
+                WHERE date = ? AND user_pseudo_id BETWEEN ? AND ?"""
+            (known,) = self.execute(query, day, users[0], users[-1]).fetchone()
+        return str(known)
+
+    def commit(self) -> None:
+        self.execute("COMMIT")
+        self.is_new = False
+
+    def close(self) -> None:
+        """Roll back what is not committed."""
+        with contextlib.suppress(OSError):
+            if self.is_new and os.path.getsize(self.path) == 0:
+                os.unlink(self.path)  # while no other load can have it: they wait for our lock
+        self.connection.close()
 
 
 class Postgres:
-    """A connection to a PostgreSQL database, whose parameters are written ? as in SQLite."""
+    """A transaction with a PostgreSQL database, whose parameters are written ? as in SQLite."""
 
-    incoming = "CREATE TEMP TABLE incoming (user_pseudo_id TEXT)"
-    held = "SELECT count(DISTINCT user_pseudo_id) FROM incoming"
+    INSERT = """INSERT INTO active_user (date, user_pseudo_id)
+        SELECT CAST(? AS DATE), value FROM json_array_elements_text(CAST(? AS JSON)) AS value
+        ON CONFLICT DO NOTHING"""
+    KNOWN = """SELECT coalesce(json_agg(value), '[]')::TEXT
+        FROM json_array_elements_text(CAST(? AS JSON)) AS value WHERE EXISTS (
+        SELECT 1 FROM active_user WHERE date = CAST(? AS DATE) AND user_pseudo_id = value)"""
+    COLUMNS = """SELECT c.relname, a.attname, upper(format_type(a.atttypid, a.atttypmod)), NULL
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE pg_table_is_visible(c.oid) AND a.attnum > 0 AND NOT a.attisdropped
+            AND c.relname IN ('active_user_table', 'active_user', 'load_log')
+        ORDER BY a.attnum"""
+    VERSION = "SELECT obj_description(to_regclass('load_log'))"
+    # schema.sql is written so that these make it PostgreSQL's.
+    DIALECT = (
+        (r" WITHOUT ROWID", ""),
+        (r"\bINTEGER\b", "BIGINT"),
+        (r"\bREAL\b", "DOUBLE PRECISION"),
+        (r"PRAGMA user_version = (\d+)", r"COMMENT ON TABLE load_log IS '\1'"),
+        (r"DROP VIEW IF EXISTS \w+;\s*CREATE VIEW", "CREATE OR REPLACE VIEW"),
+        (r"date\(([\w.]+), '([+-]\d+) days'\)", r"(\1 \2)"),
+        (r"julianday", ""),
+    )
+    TYPES = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float) -> None:
         import psycopg
 
-        self.name = label(url)
-        self.connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
+        self.patience = patience
 
-    def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> Any:
-        return self.connection.execute(sql.replace("?", "%s").encode(), parameters)
+        url = re.sub(r"^postgresql\+psycopg:", "postgresql:", url)
+        timeout = psycopg.conninfo.conninfo_to_dict(url).get("connect_timeout")
+        self.connection = psycopg.connect(
+            url,
+            autocommit=True,
+            connect_timeout=timeout or os.environ.get("PGCONNECT_TIMEOUT", 10),
+            client_encoding="UTF8",
+            prepare_threshold=None,  # named statements don't pass through a transaction pooler
+        )
+
+    def begin(self, write: bool) -> None:
+        self.execute("BEGIN" if write else "BEGIN READ ONLY")
+        self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.patience * 1000))}")
+        if write:  # loads that overlap would not see each other's users
+            self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        return self.connection.execute(sql.replace("?", "%s").encode(), values or None)
+
+    def create(self) -> None:
+        """Create what schema.sql has, as PostgreSQL spells it."""
+        text = schema()
+        for pattern, spelling in self.DIALECT:
+            text = re.sub(pattern, spelling, text)
+        self.execute(text)
+
+    def known(self, day: str, users: list[str], kept: int, held: int) -> str:
+        """The users among some that the database keeps on a date, as a JSON array."""
+        (known,) = self.execute(self.KNOWN, to_json(users), day).fetchone()
+        return str(known)
+
+    def commit(self) -> None:
+        self.execute("COMMIT")
 
     def close(self) -> None:
+        """Roll back what is not committed."""
         self.connection.close()
-
-    def tables(self, prefix: str = "") -> dict[str, list[tuple[Any, ...]]]:
-        """Those of our tables that there are, in the terms of SQLite."""
-        query = """
-            SELECT c.table_name, c.column_name, CASE data_type WHEN 'bigint' THEN 'INTEGER' ELSE upper(data_type) END,
-                CASE is_nullable WHEN 'NO' THEN 1 ELSE 0 END, coalesce(k.ordinal_position, 0)
-            FROM information_schema.columns c
-            JOIN information_schema.tables t USING (table_schema, table_name)
-            LEFT JOIN information_schema.key_column_usage k USING (table_schema, table_name, column_name)
-            WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'
-                AND table_name IN ('active_user', 'active_user_table', 'load_log')
-            ORDER BY c.table_name, c.ordinal_position"""
-        found: dict[str, list[tuple[Any, ...]]] = {}
-        for table, *column in self.execute(query):
-            found.setdefault(table, []).append(tuple(column))
-        return found
-
-    def begin(self) -> None:
-        """Begin a transaction when it is our turn to write: loads that overlap would not see each other's users."""
-        deadline = time.monotonic() + LOCK_SECONDS
-        self.execute("BEGIN")
-        while not self.execute("SELECT pg_try_advisory_xact_lock(hashtext('load_active_users'))").fetchone()[0]:
-            if time.monotonic() > deadline:
-                raise LoadError(f"{self.name}: is locked by another load; try again when that is done")
-            time.sleep(0.1)
-
-    def make_tables(self) -> None:
-        """Make what schema.sql has, as PostgreSQL spells it."""
-        import re
-
-        if not self.tables():
-            text = schema().replace(" WITHOUT ROWID", "").replace(" INTEGER", " BIGINT").replace("julianday", "")
-            text = text.replace("VIEW IF NOT EXISTS", "VIEW")
-            self.execute(re.sub(r"date\(([\w.]+), '([+-]\d+) days'\)", r"(\1 \2)", text))
-
-    def receive(self, users: str) -> None:
-        if "\\u0000" in users:
-            raise LoadError(
-                f"{self.name}: PostgreSQL keeps no NUL character, which a user_pseudo_id has; take its events out"
-            )
-        with self.connection.cursor().copy("COPY incoming FROM STDIN") as copy:
-            for user in msgspec.json.decode(users):
-                copy.write_row((user,))
 
 
 Database = Sqlite | Postgres
 
 
-def connect(path: str) -> Database:
-    if is_url(path):
-        return Postgres(path)
-    db = sqlite3.connect(os.path.abspath(path), timeout=0.1, isolation_level=None, factory=Sqlite)
-    db.name = path
-    return db
+def is_postgres(target: str) -> bool:
+    return target.startswith(("postgresql://", "postgres://", "postgresql+psycopg://"))
 
 
-def copy_of(path: str, rule: Rule, dates: list[str]) -> Sqlite:
-    """A temporary database with what an SQLite file holds of some dates: to try a load on."""
-    from pathlib import Path
+@contextlib.contextmanager
+def transaction(
+    target: str, write: bool = False, patience: float = LOCK_SECONDS
+) -> Iterator[Database]:
+    """One transaction with a database: committed at the end, and at any error not.
 
-    db = sqlite3.connect("", timeout=0.1, uri=True, isolation_level=None, factory=Sqlite)
-    db.name = path
-    db.make_tables()
-    if os.path.exists(path):
-        uri = Path(path).absolute().as_uri() + "?mode=ro"
-        patiently(lambda: db.execute("ATTACH ? AS stored", (uri,)))
-        if check(db, rule, "stored."):
-            copy = "INSERT INTO active_user SELECT * FROM stored.active_user WHERE date = ?"
-            patiently(lambda: db.executemany(copy, [(date,) for date in dates]))
-    return db
-
-
-def check_tables(db: Database, prefix: str = "") -> bool:
-    """Whether a database has the tables of schema.sql. Raises LoadError for one that has others."""
-    with contextlib.closing(sqlite3.connect(":memory:", factory=Sqlite)) as model:
-        model.make_tables()
-        expected = model.tables()
-    present = patiently(lambda: db.tables(prefix))
-    for table, columns in expected.items():
-        if present and present.get(table) != columns:
-            what = f"its table {table} is not" if table in present else f"it has tables, but no {table}: it is not"
-            raise LoadError(f"{db.name}: {what} one of load_active_users.py; choose another --db")
-    return bool(present)
+    It waits for any lock as many seconds as patience. Raises LoadError.
+    """
+    with about(target):
+        connect = Postgres if is_postgres(target) else Sqlite
+        with contextlib.closing(connect(target, patience)) as db:
+            db.begin(write)
+            yield db
+            db.commit()
 
 
-def kept_terms(db: Database, prefix: str = "") -> Terms | None:
-    """The terms of the rule under which a database was filled."""
-    query = f"SELECT timezone, min_engagement_msec, valuable_events FROM {prefix}load_log LIMIT 1"
-    for zone, msec, globs in patiently(lambda: db.execute(query).fetchall()):
-        return zone, msec, msgspec.json.decode(globs)
-    return None
+def columns(db: Database) -> dict[str, Columns]:
+    """The columns of each table, in the terms of SQLite; of PostgreSQL only our tables."""
+    found: dict[str, Columns] = {}
+    types = getattr(db, "TYPES", {})
+    for table, name, kind, default in db.execute(db.COLUMNS).fetchall():
+        found.setdefault(table, {})[name] = (types.get(kind, kind), default)
+    return found
 
 
-def check(db: Database, rule: Rule, prefix: str = "") -> bool:
-    """Whether a database has the tables of schema.sql. Raises LoadError for others, and for another rule."""
-    present = check_tables(db, prefix)
-    kept = kept_terms(db, prefix) if present else None
-    if kept and kept != rule.terms:
-        rules = f"{options(*kept)}; the rule of this load is {options(*rule.terms)}"
-        raise LoadError(f"{db.name}: was filled under the rule {rules}; use that rule or another --db")
-    return present
+def missing_columns(db: Database, target: str) -> dict[str, Columns] | None:
+    """The columns of schema.sql that the tables of a database lack since an earlier version made
+    them, by table; None if it has no tables yet. Raises LoadError if they are not ours."""
+    with contextlib.closing(Sqlite("", 0)) as model:
+        model.create()
+        expected = columns(model)
+        latest = model.execute(model.VERSION).fetchone()[0]
+    present = columns(db)
+    if not present:
+        return None
+    missing: dict[str, Columns] = {}
+    for table, wanted in expected.items():
+        what = (
+            f"its table {table} is not"
+            if table in present
+            else f"it has tables but no {table}: it is not"
+        )
+        found = present.get(table, {})
+        for name, (kind, default) in wanted.items():
+            if name not in found and found and default is not None:  # newer than version 1.0.0
+                missing.setdefault(table, {})[name] = (kind, default)
+            elif found.get(name, (None,))[0] != kind:
+                raise LoadError(
+                    f"{shown(target)}: {what} one of load_active_users.py; choose another --db"
+                )
+    version = db.execute(db.VERSION).fetchone()[0]
+    if int(version or 0) > latest:
+        what = f"was made by a later version of load_active_users.py than {__version__}; use that"
+        raise LoadError(f"{shown(target)}: {what}")
+    return missing
 
 
-def options(timezone: str, min_engagement_msec: int, valuable_events: list[str]) -> str:
-    """A rule as a user writes it."""
+def create_or_upgrade(db: Database, missing: dict[str, Columns] | None) -> None:
+    """Create the tables, or what those of an earlier version lack."""
+    if missing is None:
+        db.create()
+    elif missing:
+        for table, some in missing.items():
+            for name, (kind, default) in some.items():
+                kind = next((k for k, v in getattr(db, "TYPES", {}).items() if v == kind), kind)
+                definition = f"{name} {kind} NOT NULL DEFAULT {default}"
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {definition}")
+        db.create()
+
+
+def kept_terms(db: Database, target: str, missing: dict[str, Columns]) -> Terms | None:
+    """The terms of the rule under which a database was filled. Raises LoadError."""
+    # Version 1.0.0 had the default alone.
+    _, names = missing.get("load_log", {}).get("event_names", ("", "event_names"))
+    query = f"SELECT timezone, {names}, min_engagement_msec, valuable_events FROM load_log LIMIT 1"
+    row = db.execute(query).fetchone()
+    if row is None:
+        return None
+    try:
+        time_zone(row[0])
+        return row[0], tuple(to_users(row[1])), int(row[2]), tuple(to_users(row[3]))
+    except (TypeError, ValueError) as error:
+        what = f"load_log has a rule that can't be read ({error}); correct the row"
+        raise LoadError(f"{shown(target)}: {what}") from None
+
+
+def check(db: Database, target: str, rule: Rule) -> dict[str, Columns] | None:
+    """What missing_columns returns. Raises LoadError for other tables, and for another rule."""
+    missing = missing_columns(db, target)
+    kept = None if missing is None else kept_terms(db, target, missing)
+    if kept and not is_same_rule(kept, rule.terms):
+        rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
+        what = f"was filled under the rule {rules}; use that rule or another --db"
+        raise LoadError(f"{shown(target)}: {what}")
+    return missing
+
+
+def options(terms: Terms) -> str:
+    """A rule as it is written on the command line."""
     from shlex import quote
 
-    globs = " ".join(f"--valuable-event {quote(glob)}" for glob in valuable_events)
-    return f"--timezone {timezone} --min-engagement-msec {min_engagement_msec} {globs}"
+    zone, names, minimum_msec, globs = terms
+    texts = [f"--timezone {zone}"]
+    texts += [f"--event-name {quote(name)}" for name in names]
+    texts += [f"--min-engagement-msec {minimum_msec}"]
+    texts += [f"--valuable-event {quote(glob)}" for glob in globs]
+    return " ".join(texts)
 
 
-def check_database(path: str, rule: Rule) -> None:
-    """Raise LoadError where a load into a database is going to be refused, before the events are read."""
-    if is_url(path) or os.path.exists(path):
-        with database_errors(path), contextlib.closing(connect(path)) as db:
-            check(db, rule)
+def stored_count(target: str, day: Any, count: Any) -> int:
+    """A count of active_user_table. Raises LoadError if somebody has put something else there."""
+    try:
+        date.fromisoformat(str(day))
+        if type(count) is int:
+            return count
+    except ValueError:
+        pass
+    what = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
+    raise LoadError(f"{shown(target)}: {what}; correct or delete it")
+
+
+def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
+    """The rows of active_user_table by date, and the terms of the rule, if that may be read.
+
+    Raises LoadError.
+    """
+    with transaction(target) as db:
+        missing = missing_columns(db, target)
+        if missing is None:
+            return [], None
+        query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"
+        rows = db.execute(query).fetchall()
+        counts = [(str(day), stored_count(target, day, count)) for day, count in rows]
+        try:
+            return counts, kept_terms(db, target, missing)
+        except Exception as error:
+            if code_of(error) != "42501":  # a dashboard's role that may read the counts alone
+                raise
+            return counts, None
 
 
 def store(
-    path: str, rule: Rule, merger: Merger, load_id: str, sources: Iterable[str], replace: bool, dry_run: bool
+    target: str,
+    rule: Rule,
+    load: Load,
+    replaced: Iterable[str],
+    log_row: Callable[[list[DateCount]], dict[str, Any]],
+    dry_run: bool = False,
+    patience: float = LOCK_SECONDS,
 ) -> list[DateCount]:
-    """Load what was merged into a database in one transaction, and return the dates it touched, in order. A dry run
-    does the same to a temporary copy of a file, and does not commit. What has the same load_id is one row of load_log.
-    Raises LoadError."""
-    dates = merger.dates()
-    copied = dry_run and not is_url(path)
-    with database_errors(path), contextlib.closing(copy_of(path, rule, dates) if copied else connect(path)) as db:
-        db.begin()
-        check(db, rule)  # again: others may have been here since the load began
-        db.make_tables()
-        counts = [store_date(db, date, merger.runs(date), replace) for date in dates]
-        names = [os.fsencode(source).decode(errors="backslashreplace") for source in sources]
-        zone, msec, globs = rule.terms
-        row = {
-            "load_id": load_id,
-            "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "sources": to_json(names),
-            "timezone": zone,
-            "min_engagement_msec": msec,
-            "valuable_events": to_json(globs),
-            "replaced": int(replace),
-            **merger.tally,
-            "added": sum(count.added for count in counts),
-        }
-        update = ", ".join(f"{name} = excluded.{name}" for name in ("loaded_at", *TALLIES))
-        db.execute(
-            f"""INSERT INTO load_log ({", ".join(row)}) VALUES ({", ".join("?" * len(row))})
-                ON CONFLICT (load_id) DO UPDATE SET {update}, added = load_log.added + excluded.added""",
-            tuple(row.values()),
-        )
+    """Store a load in one transaction, with its row of load_log; return what became of its dates
+    and of those that it replaces, in order. Raises LoadError, Unavailable."""
+    replaced = set(replaced)
+    with transaction(target, not dry_run, patience) as db:
+        missing = check(db, target, rule)  # again: others may have been here since the load began
         if not dry_run:
-            patiently(lambda: db.execute("COMMIT"))
+            create_or_upgrade(db, missing)
+        counts = []
+        for day in sorted(replaced.union(load.users_on)):
+            kept, counted = (0, None) if missing is None else counts_of(db, target, day)
+            if day in replaced:
+                count = replace_date(db, day, load, kept, dry_run)
+            elif kept < (counted or 0):  # users were deleted from it: it is final
+                left_out = sum(map(len, load.users(day)))
+                count = DateCount(day, counted or 0, left_out=left_out)
+            else:
+                held, added = merge_date(db, day, load, kept, dry_run)
+                count = DateCount(day, kept + added, added, held=held)
+            counts.append(count)
+            if not dry_run and count.active_user_count != counted:
+                upsert(
+                    db,
+                    "active_user_table",
+                    "date",
+                    date=day,
+                    active_user_count=count.active_user_count,
+                )
+        if not dry_run:
+            upsert(db, "load_log", "load_id", **log_row(counts))
     return counts
 
 
-def store_date(db: Database, date: str, runs: Iterable[str], replace: bool) -> DateCount:
-    """Add the users of a date, as sorted JSON arrays, to those in a database, or put them in their place."""
-    db.execute(db.incoming)
-    for users in runs:
-        db.receive(users)
-    held, kept = db.execute(db.held).fetchone()[0], 0
-    if replace:
-        both = (
-            "SELECT count(DISTINCT user_pseudo_id) FROM incoming JOIN active_user USING (user_pseudo_id) WHERE date = ?"
-        )
-        kept = db.execute(both, (date,)).fetchone()[0]
-        db.execute("DELETE FROM active_user WHERE date = ?", (date,))
-    insert = """INSERT INTO active_user SELECT ?, user_pseudo_id FROM incoming WHERE true ORDER BY user_pseudo_id
-                ON CONFLICT DO NOTHING"""
-    added = db.execute(insert, (date,)).rowcount - kept
-    db.execute("DROP TABLE incoming")
-    count = db.execute("SELECT count(*) FROM active_user WHERE date = ?", (date,)).fetchone()[0]
+def counts_of(db: Database, target: str, day: str) -> tuple[int, int | None]:
+    """How many users a database keeps of a date, and the count that it has for it."""
+    kept = db.execute("SELECT count(*) FROM active_user WHERE date = ?", day).fetchone()[0]
+    query = "SELECT active_user_count FROM active_user_table WHERE date = ?"
+    row = db.execute(query, day).fetchone()
+    return kept, stored_count(target, day, row[0]) if row else None
+
+
+def merge_date(db: Database, day: str, load: Load, kept: int, dry_run: bool) -> tuple[int, int]:
+    """Add the users that a load has on a date to those that are kept; return how many it has, and
+    how many of them are new."""
+    held = added = 0
+    for users in load.users(day):
+        held += len(users)
+        new = users
+        if kept:
+            known = db.known(day, users, kept, load.users_on[day])
+            text = to_json(users)
+            new = [] if known == text else sorted(set(users).difference(to_users(known)))
+        added += len(new)
+        if new and not dry_run:
+            db.execute(db.INSERT, day, to_json(new))
+    return held, added
+
+
+def replace_date(db: Database, day: str, load: Load, kept: int, dry_run: bool) -> DateCount:
+    """Put the users that a load has on a date in the place of those that are kept."""
+    held, added = merge_date(db, day, load, kept, dry_run=True)
+    removed = kept - (held - added)
+    if not dry_run and (added or removed):
+        db.execute("DELETE FROM active_user WHERE date = ?", day)
+        merge_date(db, day, load, 0, dry_run=False)
+    return DateCount(day, held, added, removed, held)
+
+
+def upsert(db: Database, table: str, key: str, **row: Any) -> None:
+    marks = ", ".join("?" * len(row))
+    update = ", ".join(f"{name} = excluded.{name}" for name in row if name != key)
     db.execute(
-        """INSERT INTO active_user_table VALUES (?, ?)
-           ON CONFLICT (date) DO UPDATE SET active_user_count = excluded.active_user_count""",
-        (date, count),
+        f"""INSERT INTO {table} ({", ".join(row)}) VALUES ({marks})
+            ON CONFLICT ({key}) DO UPDATE SET {update}""",
+        *row.values(),
     )
-    return DateCount(date, count, added, held)
 
 
-def stored(path: str) -> tuple[list[tuple[str, int]], Terms | None]:
-    """The rows of active_user_table in a database, by date, and the terms of its rule. Raises LoadError."""
-    if not is_url(path) and not os.path.exists(path):
-        raise LoadError(f"{path}: there is no such database; load events into it first")
-    with database_errors(path), contextlib.closing(connect(path)) as db:
-        if not check_tables(db):
-            return [], None
-        query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"
-        rows = patiently(lambda: db.execute(query).fetchall())
-        return [(str(date), count) for date, count in rows], kept_terms(db)
+# -- The report ------------------------------------------------------------------------------------
 
-
-# -- The report ------------------------------------------------------------------------------------------------------
-
-COLUMNS = ("date", "active_user_count", "added")
+COLUMNS = ("date", "active_user_count", "added", "removed")
+TALLIES = (
+    "lines",
+    "engagement_events",
+    "active_events",
+    "anonymous_events",
+    "out_of_range_events",
+    "bad_records",
+)
 ASCII = str.maketrans({"█": "#", "→": "->"})  # for terminals that have no more
 
 
-def as_json(counts: list[DateCount], tally: dict[str, int]) -> str:
-    dates = [{name: getattr(count, name) for name in COLUMNS} for count in counts]
-    return to_json({"dates": dates, **{name: tally[name] for name in TALLIES if name != "blank_lines"}})
+class Run:
+    """What a run of the command has loaded so far: one load, or with --commit-every many."""
+
+    def __init__(self, events: Iterable[str], rule: Rule, replace: bool) -> None:
+        names = [os.fsencode(shown(name)).decode(errors="backslashreplace") for name in events]
+        self.names = rule.terms[1]
+        self.started = time.monotonic()
+        self.tally = Tally()
+        self.counts: dict[str, DateCount] = {}
+        self.loads = 0
+        self.row = {
+            "load_id": os.urandom(8).hex(),
+            "sources": ascii_json(names),
+            "timezone": rule.terms[0],
+            "event_names": ascii_json(rule.terms[1]),
+            "min_engagement_msec": rule.terms[2],
+            "valuable_events": ascii_json(rule.terms[3]),
+            "replaced": int(replace),
+        }
+
+    def log_row(self, load: Load, dates: Dates, counts: list[DateCount]) -> dict[str, Any]:
+        """The row of load_log once a load is committed."""
+        total = Tally()
+        total.add(self.tally)
+        total.add(load.tally)
+        every = [*self.counts.values(), *counts]
+        return {
+            **self.row,
+            "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round(time.monotonic() - self.started, 3),
+            "bytes": total.size,
+            "dates": "..".join(dates),
+            "blank_lines": total.blank_lines,
+            **{name: getattr(total, name) for name in TALLIES},
+            "added": sum(count.added for count in every),
+            "removed": sum(count.removed for count in every),
+            "left_out": sum(count.left_out for count in every),
+        }
+
+    def add(self, load: Load, counts: list[DateCount]) -> None:
+        """Add a load that was committed."""
+        self.tally.add(load.tally)
+        self.loads += 1
+        for count in counts:
+            earlier = self.counts.get(count.date)
+            if earlier:
+                count.added += earlier.added
+                count.removed += earlier.removed
+                count.left_out += earlier.left_out
+            self.counts[count.date] = count
+
+    def rows(self) -> list[DateCount]:
+        return [self.counts[day] for day in sorted(self.counts)]
 
 
-def as_csv(counts: list[DateCount], tally: dict[str, int]) -> str:
-    rows = [",".join(str(getattr(count, name)) for name in COLUMNS) for count in counts]
+def ascii_json(value: Any) -> str:
+    """A value as JSON that a database of any encoding can hold."""
+    text = to_json(value)
+    if not text.isascii():
+        import json
+
+        text = json.dumps(json.loads(text), separators=(",", ":"))
+    return text
+
+
+def as_json(run: Run) -> str:
+    """The report as one JSON object; users left out of final dates are in it if there are any."""
+    dates = [{name: getattr(count, name) for name in COLUMNS} for count in run.rows()]
+    left_out = sum(count.left_out for count in run.rows())
+    tallies = {name: getattr(run.tally, name) for name in TALLIES}
+    return to_json({"dates": dates, **tallies, **({"left_out": left_out} if left_out else {})})
+
+
+def as_csv(run: Run) -> str:
+    rows = [",".join(str(getattr(count, name)) for name in COLUMNS) for count in run.rows()]
     return "\n".join([",".join(COLUMNS), *rows])
 
 
-def as_table(counts: list[DateCount], tally: dict[str, int]) -> str:
-    """A line a date, with a bar whose end is what this load added, and a line of tallies, as wide as the terminal."""
+def as_table(run: Run) -> str:
+    """A line per date, with a bar whose end is what was added, and a line of tallies, as wide as
+    the terminal."""
     import shutil
-    import textwrap
 
+    counts = run.rows()
+    names = [name for name in COLUMNS if name != "removed" or run.row["replaced"]]
+    cells = [[str(getattr(count, name)) for name in names] for count in counts]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    widths[0] = 10
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in [names, *cells]
+    ]
     width = shutil.get_terminal_size().columns
-    digits = max([len("added"), *(len(str(count.added)) for count in counts)])
-    lines = [f"{'date':<10}  active_user_count  {'added':>{digits}}"]
     room = max(width - len(lines[0]) - 2, 0)
     most = max((count.active_user_count for count in counts), default=0)
-    for count in counts:
+    for index, count in enumerate(counts, 1):
         length = -(-count.active_user_count * room // max(most, 1))
         new = length * count.added // max(count.active_user_count, 1)
-        bar = click.style("█" * (length - new), fg="blue") + click.style("█" * new, fg="green")
-        row = f"{count.date}  {count.active_user_count:>17}  {count.added:>{digits}}"
-        lines.append(f"{row}  {bar}" if length else row)
-    new, held = sum(count.added for count in counts), [count.held for count in counts]
-    funnel = (
-        f"{tally['lines']} lines → {tally['engagement_events']} engagement events → {tally['active_events']} active"
-    )
-    funnel += f" → {new} new user-days" if None in held else f" → {sum(filter(None, held))} user-days ({new} new)"
-    for name in ("anonymous_events", "bad_records"):
-        if tally[name]:
-            funnel += f"; {tally[name]} {name.replace('_', ' ')}"
-    return "\n".join([*lines, textwrap.fill(funnel, width, break_on_hyphens=False)])
+        if length:
+            old_bar = click.style("█" * (length - new), fg="blue")
+            lines[index] += f"  {old_bar}{click.style('█' * new, fg='green')}"
+    return "\n".join([*lines, tally_line(run, width)])
 
 
-def printable(text: str) -> str:
-    """A text with its control characters escaped, so that no file name or datum can steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def tally_line(run: Run, width: int) -> str:
+    """What became of the lines, wrapped to a width."""
+    import textwrap
+
+    counts = run.rows()
+    added = sum(count.added for count in counts)
+    removed = sum(count.removed for count in counts)
+    left_out = sum(count.left_out for count in counts)
+    changes = f"{added} new" + (f", {removed} removed" if removed else "")
+    if run.loads > 1:  # of which each held its own
+        user_days = f"{changes} user-days"
+    else:
+        user_days = f"{plural(sum(count.held for count in counts), 'user-day')} ({changes})"
+    tally = run.tally
+    steps = [
+        plural(tally.lines, "line"),
+        plural(tally.engagement_events, "engagement event"),
+        f"{tally.active_events} active",
+        user_days,
+    ]
+    remarks = [
+        plural(getattr(tally, f"{name}s"), name.replace("_", " "))
+        for name in ("anonymous_event", "out_of_range_event", "bad_record")
+        if getattr(tally, f"{name}s")
+    ]
+    if left_out:
+        remarks.append(f"{plural(left_out, 'user')} left out of final dates")
+    return textwrap.fill("; ".join([" → ".join(steps), *remarks]), width, break_on_hyphens=False)
 
 
-class Progress:
-    """Says on standard error how much has been read: on a terminal in one line that changes, elsewhere in one every ten
-    seconds. total is the bytes of all sources, or 0 where nobody knows, as of a pipe."""
-
-    def __init__(self, shown: bool, total: int) -> None:
-        self.terminal = sys.stderr.isatty()
-        self.every = 0.1 if self.terminal else 10.0
-        self.total = total
-        self.size = self.lines = 0
-        now = time.monotonic()
-        self.marks = deque([(now, 0, 0)], maxlen=50)  # to take the speed of the last seconds from
-        self.due = now + self.every if shown else math.inf
-
-    def add(self, batch: Batch) -> None:
-        self.size += batch.size
-        self.lines += batch.lines
-        now = time.monotonic()
-        if now < self.due:
-            return
-        self.due = now + self.every
-        then, size, lines = self.marks[0]
-        seconds = now - then
-        self.marks.append((now, self.size, self.lines))
-        if self.total:
-            share, speed = min(self.size / self.total, 1), (self.size - size) / seconds
-            left = timedelta(seconds=round((self.total - self.size) / speed)) if speed and share < 1 else timedelta()
-            bar = f"{'#' * round(20 * share):.<20}"
-            self.show(f"[{bar}] {share:4.0%} of {self.total / 1e9:.2f} GB  {speed / 1e9:.2f} GB/s  {left} left")
-        else:
-            self.show(f"{self.lines:,} lines  {(self.lines - lines) / seconds:,.0f} lines/s")
-
-    def over(self, found: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, Batch]]:
-        """Pass batches on, and say how far they are."""
-        for index, batch in found:
-            self.add(batch)
-            yield index, batch
-
-    def show(self, text: str) -> None:
-        if self.due < math.inf and self.terminal:
-            click.echo("\r\x1b[K" + text[: os.get_terminal_size(2).columns - 1], err=True, nl=False)
-        elif self.due < math.inf:
-            click.echo(text, err=True)
-
-    def clear(self) -> None:
-        """Make way for something else to be printed."""
-        if self.terminal:
-            self.show("")
-
-    close = clear
+def print_report(text: str) -> None:
+    """Print the report of a committed load. Raises LoadError."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = text.translate(ASCII)
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    try:
+        click.echo(text, color=False if is_plain else None)  # None: on a terminal only
+    except BrokenPipeError:  # the reader had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        what = "the events are loaded, but the report could not be written"
+        raise LoadError(f"{what}: {error.strerror}") from None
 
 
-# -- The plot --------------------------------------------------------------------------------------------------------
+# -- The plot --------------------------------------------------------------------------------------
 
 PICTURES = (".png", ".svg", ".pdf")
 
 
 def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> bytes:
-    """Draw rows of active_user_table, by date. The same rows give the same bytes. suffix is one of PICTURES."""
+    """Draw rows of active_user_table, by date. The same rows give the same bytes. suffix is one of
+    PICTURES."""
+    figure = drawn(rows, terms)
+    file = io.BytesIO()
+    dates = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    figure.savefig(file, format=suffix[1:], metadata=dates[suffix])
+    return file.getvalue()
+
+
+def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
+    """The matplotlib figure of some rows of active_user_table."""
     import logging
     import textwrap
     import warnings
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # about its caches, which would be in cron's mail
+    logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # caches and fonts: in cron's mail
+    warnings.simplefilter("ignore")  # about a letter that its font lacks
+    os.environ["MPLBACKEND"] = "agg"  # a notebook has set another
+    os.environ["MATPLOTLIBRC"] = os.devnull
     import matplotlib
     from matplotlib.figure import Figure
 
-    warnings.simplefilter("ignore")  # about a letter that its font lacks
     matplotlib.rcdefaults()
     matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
     figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
@@ -1250,46 +1960,53 @@ def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> by
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     small = "no dates yet"
-    if rows and terms:
-        draw(
-            axes, [datetime.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows], [n for _, n in rows]
-        )
-        small = f"{terms[0]} dates · engagement of at least {terms[1]} ms · {' '.join(terms[2])} · "
-        small += f"{rows[0][0]} to {rows[-1][0]}"
+    if rows:
+        days = [datetime.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows]
+        draw_counts(axes, days, [count for _, count in rows])
+        small = f"{rows[0][0]} to {rows[-1][0]}"
     else:
         axes.set(xticks=[], yticks=[])
-    figure.supxlabel(textwrap.fill(small, 140), fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
-    file = io.BytesIO()
-    undated = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
-    figure.savefig(file, format=suffix[1:], metadata=undated)
-    return file.getvalue()
+    if rows and terms:
+        rule = f"{terms[0]} dates · {' '.join(terms[1])} of at least {terms[2]} ms"
+        small = f"{rule} · {' '.join(terms[3])} · {small}"
+    small = textwrap.fill(small, 140)
+    figure.supxlabel(small, fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
+    return figure
 
 
-def draw(axes: Any, days: list[int], counts: list[int]) -> None:
-    """Draw a bar for each day (counted from 1970-01-01), and grey where days have none: until two weeks with its
-    count, from then on with the 7-day average."""
+def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
+    """Draw a bar for each day (counted from 1970-01-01), and grey where days have none: up to 13
+    days with its count, from then on with the 7-day average."""
     from matplotlib import dates, ticker
 
-    first, last = days[0], days[-1]
+    first = days[0]
+    last = days[-1]
     span = last - first + 1
     half = 0.4 if span <= 100 else 0.5
     edges = [edge for day in days for edge in (day - half, day + half)]
-    between = [value for count in counts for value in (count, math.nan)][:-1]
+    between = [value for count in counts for value in (count, NAN)][:-1]
     axes.stairs(between, edges, fill=True, color="#7fa8d1" if span < 14 else "#b3cce6")
-    label: str | None = "no data"
-    for before, after in itertools.pairwise(days):
-        if after - before > 1:
-            axes.axvspan(before + 0.5, after - 0.5, color="0.93", linewidth=0, label=label)
-            label = None  # one is enough for the legend
+    gaps = [(one, other) for one, other in itertools.pairwise(days) if other - one > 1]
+    for number, (before, after) in enumerate(gaps):
+        label = None if number else "no data"  # one is enough for the legend
+        axes.axvspan(before + 0.5, after - 0.5, color="0.93", linewidth=0, label=label)
     if span < 14:
+        digits = max(len(f"{count:,}") for count in counts)
+        size = min(9, 1000 / max(span, 7) / digits)  # points, so that neighbours do not touch
         for day, count in zip(days, counts, strict=True):
-            axes.annotate(f"{count:,}", (day, count), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{count:,}", (day, count), fontsize=size, **place)
     else:
         averages = dict(zip(days, week_averages(days, counts), strict=True))
-        ends = {day + 1: math.nan for day in days} | averages  # where a line ends before a gap
-        axes.plot(sorted(ends), [ends[day] for day in sorted(ends)], color="#1f3b5c", label="7-day average")
+        ends = {day + 1: NAN for day in days} | averages  # where a line ends before a gap
+        axes.plot(
+            sorted(ends),
+            [ends[day] for day in sorted(ends)],
+            color="#1f3b5c",
+            label="7-day average",
+        )
     margin = max(0.6, (7 - span) / 2, span / 100)
-    earliest, latest = (day.toordinal() - EPOCH.toordinal() for day in (datetime.min, datetime.max))
+    earliest, latest = (day.toordinal() - EPOCH.toordinal() for day in (date.min, date.max))
     axes.set_xlim(max(first - margin, earliest), min(last + margin, latest))
     axes.set_ylim(0, max(*counts, 1) * 1.08)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -1298,33 +2015,256 @@ def draw(axes: Any, days: list[int], counts: list[int]) -> None:
     if span > 10:
         ticks = dates.WeekdayLocator(0) if span <= 70 else dates.AutoDateLocator(maxticks=9)
     axes.xaxis.set_major_locator(ticks)
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d"))
+    axes.xaxis.set_major_formatter(
+        dates.DateFormatter("%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d")
+    )
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
 
 
 def week_averages(days: list[int], counts: list[int]) -> list[float]:
-    """The average of each day and the six before it, of those that have a count: NaN in the first six days, and where
-    fewer than four have one."""
+    """The average of each day and the six before it, of those that have a count: NaN in the first
+    six days, and where fewer than four have one."""
     averages = []
     for index, day in enumerate(days):
         week = [counts[i] for i in range(max(index - 6, 0), index + 1) if days[i] > day - 7]
-        averages.append(sum(week) / len(week) if day - days[0] >= 6 and len(week) >= 4 else math.nan)
+        averages.append(sum(week) / len(week) if day - days[0] >= 6 and len(week) >= 4 else NAN)
     return averages
 
 
-# -- The command -----------------------------------------------------------------------------------------------------
+def plot_table(path: str, target: str) -> None:
+    """Draw the active_user_table of a database into a file, which is whole at any moment; behind
+    a link, the file that it links to. Raises LoadError."""
+    rows, terms = stored_counts(target)
+    with about(f"{path}: what was loaded is loaded, but not drawn"):
+        suffix = os.path.splitext(path)[1].lower()
+        content = picture(rows, terms, suffix)
+        path = os.path.realpath(path)
+        unfinished = f"{path}.{os.getpid()}"
+        try:
+            with open(unfinished, "xb") as file:
+                file.write(content)
+            if os.path.exists(path):
+                os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
+            os.replace(unfinished, path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
 
-SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
+
+# -- The command -----------------------------------------------------------------------------------
+
 COUNT = click.IntRange(0, 10**15)
 LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
+LIVE_HELD = 256 << 10  # bytes of users to commit at once: readers are locked out for moments only
+LIVE_PATIENCE = 0.5  # seconds: who waits for a lock locks out new readers
+PREFIX = "LOAD_ACTIVE_USERS"
+TOKEN = r"(?:[^\s/?#\[\]@%]|%(?!00)[0-9A-Fa-f]{2})"
+HOST = r"(?:[^\s:/?#\[\]@]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
+POSTGRES_URL = re.compile(
+    rf"postgres(?:ql(?:\+psycopg)?)?://(?:{TOKEN}*@)?{HOST}(?:,{HOST})*(?:/{TOKEN}*)?"
+    rf"(?:\?\w+={TOKEN}*(?:&\w+={TOKEN}*)*)?"
+)
+LIBPQ = re.compile(r"(?:^|\s)(?:host|hostaddr|port|dbname|user|password|passfile|service)\s*=")
+DB_EXPECTED = (
+    "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
+    "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
+)
+CLUSTER_RANGE = 256 << 20  # bytes
 
 
-def batches(parts: list[Range], scan: Scanner, workers: int) -> Iterator[tuple[int, Batch]]:
-    """Yield the batches of some ranges, each with the index of its range, from a pool of processes if that pays."""
+class Text(click.types.StringParamType):
+    """A text that is not empty; in the environment one a line."""
+
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value).strip():
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Command(click.Command):
+    """A command whose empty variables in the environment are errors, where click passes them over."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        for option in self.params:
+            variable = f"{PREFIX}_{str(option.name).upper()}"
+            if os.environ.get(variable) == "":
+                raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
+        return super().make_context(*args, **more)
+
+
+class BadRecords:
+    """Reports bad records in the order of the input: the first of each load on standard error, all
+    of them in the file of rejects, after what is in it."""
+
+    def __init__(self, rejects: str | None) -> None:
+        self.part: Range | None = None
+        self.lines = 0  # of its source, before the next batch
+        self.number = 0  # in this load
+        self.rejects = rejects or ""
+        self.file: Any = None
+        if rejects:
+            with about(rejects):
+                self.file = open(rejects, "a+b")  # noqa: SIM115 - close closes it
+                if self.file.seek(0, os.SEEK_END):
+                    self.file.seek(-1, os.SEEK_END)
+                    if self.file.read(1) != b"\n":
+                        self.file.write(b"\n")
+
+    def add(self, part: Range, batch: Batch) -> None:
+        """Report those of a batch. Raises LoadError."""
+        if part is not self.part and part.start == 0:
+            self.lines = 0
+        self.part = part
+        for number, (line, why, record) in enumerate(batch.bad, self.number):
+            if number < SHOWN:
+                say(f"{shown(part.source)}:{self.lines + line}: {why}")
+            if self.file:
+                with about(self.rejects):
+                    self.file.write(record + b"\n")
+        self.number += batch.tally.bad_records
+        self.lines += batch.tally.lines
+
+    def end_load(self, most: int) -> None:
+        """Tell how many more there are. Raises LoadError if they are more than are tolerated."""
+        if self.file:
+            with about(self.rejects):
+                self.file.flush()
+        number = self.number
+        self.number = 0
+        if number > SHOWN:
+            say(f"and {plural(number - SHOWN, 'more bad record')}")
+        if number > most:
+            raise LoadError(f"bad records: {number}, more than --max-bad-records {most}")
+
+    def close(self) -> None:
+        if self.file:
+            with about(self.rejects):
+                self.file.close()
+
+
+def check_options(
+    events: tuple[str, ...],
+    db: str,
+    dates: str | None,
+    replace: bool,
+    cluster: str | None,
+    commit_every: float | None,
+    dry_run: bool,
+    plot: str | None,
+) -> None:
+    """Raise UsageError for options that contradict each other, and values that can't be right."""
+    if not events and not plot:
+        raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
+    if plot and not plot.lower().endswith(PICTURES):
+        what = f"{plot!r} does not end in {', '.join(PICTURES)}"
+        raise click.BadParameter(what, param_hint="'--plot'")
+    if commit_every is not None and commit_every != commit_every:
+        raise click.BadParameter("nan is not a number of seconds", param_hint="'--commit-every'")
+    if commit_every and (replace or dry_run):
+        raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
+    if cluster and (commit_every or "-" in events):
+        raise click.UsageError("--cluster can't be combined with --commit-every or standard input")
+    if replace and not all((dates or "..").split("..")):
+        raise click.UsageError("--replace needs --dates FROM..TO, the dates that it replaces")
+    is_other = re.match(r":|[A-Za-z][\w+.-]+:", db) or LIBPQ.search(db)
+    if not POSTGRES_URL.fullmatch(db) if is_postgres(db) else is_other:
+        raise click.BadParameter(DB_EXPECTED, param_hint="'--db'")
+
+
+def make_rule(
+    timezone: str, event_names: Iterable[str], minimum: int, globs: Iterable[str], dates: str | None
+) -> Rule:
+    """The rule of some options. Raises BadParameter for a time zone or dates that there are not."""
+    try:
+        rule = rule_of(timezone, tuple(event_names), minimum, tuple(globs))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--timezone'") from None
+    try:
+        parse_dates(dates, rule)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--dates'") from None
+    return rule
+
+
+def identity(file: str | int) -> object:
+    """What is the same for two names of one file."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return os.path.realpath(str(file))
+    is_file = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)
+    return (status.st_dev, status.st_ino) if is_file else None
+
+
+def check_files(
+    sources: Iterable[str], db: str, rejects: str | None, plot: str | None, dry_run: bool
+) -> None:
+    """Raise UsageError if an output is a file that is read or written otherwise, and LoadError if
+    it can't be written."""
+    files: dict[object, str] = {None: ""}
+    for name, file in (("standard output", 1), ("standard error", 2), ("schema.sql", SCHEMA)):
+        files.setdefault(identity(file), name)
+    for source in sources:
+        for name in source.split("::"):
+            path = re.sub("^(file|local)://", "", name)
+            files[identity(0 if source == "-" else path)] = f"the input {shown(source)}"
+    outputs = [("--rejects", rejects), ("--plot", plot)]
+    if not is_postgres(db):
+        path = os.path.realpath(db)
+        journals = [
+            (f"the journal of --db {db}", path + end) for end in ("-journal", "-wal", "-shm")
+        ]
+        outputs = [("--db", db), *journals, *outputs]
+    for name, output in outputs:
+        if output is None:
+            continue
+        other = files.setdefault(identity(output), name)
+        if other not in ("", name):
+            raise click.UsageError(printable(f"{name} and {other} are the same file: {output}"))
+        if not dry_run and name.startswith("--"):
+            check_writable(output)
+
+
+def check_writable(path: str) -> None:
+    """Raise LoadError if a file can't be written."""
+    directory = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(directory):
+        raise LoadError(f"{path}: there is no directory {directory}; create it first")
+    if os.path.isdir(path):
+        raise LoadError(f"{path}: is a directory; name a file")
+    for place in (path, directory):
+        if os.path.exists(place) and not os.access(place, os.W_OK):
+            raise LoadError(
+                f"{path}: {place} can't be written; make it writable, or choose another"
+            )
+
+
+def check_database(target: str, rule: Rule) -> None:
+    """Raise LoadError where a load is going to be refused, before the events are read."""
+    schema()
+    if is_postgres(target) or os.path.exists(target):
+        with transaction(target) as db:
+            check(db, target, rule)
+
+
+def new_scanner(rule: Rule, dates: str | None, validate: bool, keep: bool) -> Scanner:
+    """A scanner for some dates, of which the last may be tomorrow."""
+    return Scanner(rule, parse_dates(dates, rule), validate, keep)
+
+
+def scanned(
+    parts: list[Range], scan: Scanner, workers: int | None, cluster: str | None
+) -> Iterator[tuple[Range, Batch]]:
+    """Yield what is found in some ranges, by whoever scans them soonest."""
+    if cluster:
+        return scan_on_cluster(parts, scan, cluster)
     size = sum(part.size * (10 if part.end is None else 1) for part in parts)
-    if workers > 1 and len(parts) > 1 and all(part.size for part in parts) and size > SMALL:
-        return scan_in_processes(parts, scan, min(workers, len(parts)))
+    number = min(workers or usable_cpus(), len(parts))
+    if number > 1 and all(part.size for part in parts) and size > SMALL:
+        return scan_in_processes(parts, scan, number)
     return scan_in_turn(parts, scan)
 
 
@@ -1332,254 +2272,192 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def load_live(
-    found: Iterable[tuple[int, Batch]], merger: Merger, commit: Callable[[], None], live: Live, every: float
+@contextlib.contextmanager
+def progress_bar(is_wanted: bool | None, total: int) -> Iterator[Any]:
+    """A bar on standard error, of a total in bytes or 0 where nobody knows it; None if it is not
+    wanted, or if that is open and standard error is not a terminal."""
+    if not (sys.stderr.isatty() if is_wanted is None else is_wanted):
+        yield None
+        return
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread beside those that fork
+    every = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(
+        total=total or None, unit="B", unit_scale=True, mininterval=every, delay=every, leave=False,
+        dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+        yield bar
+
+
+def load_once(
+    found: Iterable[tuple[Range, Batch]],
+    bad: BadRecords,
+    bar: Any,
+    commit: Callable[[Load], None],
 ) -> None:
-    """Merge what is found, and commit it every so many seconds and at the end, which a signal is too."""
-    begun, committed, due = False, -1, time.monotonic() + every - TICK
-
-    def wind_up(number: int, frame: object) -> None:
-        handle_stops(stop)
-        live.stopped = True
-        if not begun:  # but may be waiting for a pipe to be opened at its other end
-            sys.exit()
-
-    handle_stops(wind_up)
-    for index, batch in found:
-        begun = True
-        with temporary_file_errors():
-            merger.add(index, batch)
-        if time.monotonic() >= due:
-            if committed != merger.tally["lines"]:
-                commit()
-            committed, due = merger.tally["lines"], time.monotonic() + every - TICK
-    if committed != merger.tally["lines"]:
-        commit()
-    if live.left_out:
-        click.echo(f"the last line had not ended: its {live.left_out} bytes were left out", err=True)
+    """Load what is found in some ranges."""
+    with contextlib.closing(Load()) as load:
+        for part, batch in found:
+            bad.add(part, batch)
+            load.add(batch)
+            if bar is not None:
+                bar.update(batch.tally.size)
+        if bar is not None:
+            bar.set_description("writing")
+        commit(load)
 
 
-def check_files(events: tuple[str, ...], *outputs: str | None) -> None:
-    """Raise UsageError where one file is to be written and read, or written twice, and LoadError for an output in a
-    directory that is not there."""
-    written: list[str] = []
-    for output in filter(None, outputs):
-        directory = os.path.dirname(os.path.abspath(output))
-        if not os.path.isdir(directory):
-            raise LoadError(f"{output}: there is no directory {directory}; make it first")
-        for other in (*events, *written):
-            if os.path.realpath(output) == os.path.realpath(other) or (
-                os.path.exists(output) and os.path.exists(other) and os.path.samefile(output, other)
-            ):
-                raise click.UsageError(
-                    f"{printable(output)} is to be written, but is the same file as {printable(other)}"
-                )
-        written.append(output)
+def load_live(
+    sources: list[str],
+    scanner: Callable[[], Scanner],
+    bad: BadRecords,
+    bar: Any,
+    commit: Callable[..., None],
+    every: float,
+) -> None:
+    """Load what comes through pipes, every so many seconds, until their end or a signal.
+
+    As long as the database is locked, full or restarting, what was read is kept, and no more is
+    read than that is bounded.
+    """
+    stopped: list[int] = []
+    handle_stops(lambda number, _: stopped.append(number))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, lambda number, _: stopped.append(number))
+    load = Load()
+    failure: LoadError | None = None
+    is_refused = False
+    due = time.monotonic() + every
+    for found in arriving_batches(sources, scanner, stopped):
+        if isinstance(found, LoadError):
+            failure = found
+        elif found:
+            bad.add(*found)
+            load.add(found[1])
+            if bar is not None:
+                bar.update(found[1].tally.size)
+        is_full = load.held > LIVE_HELD
+        while (is_full or time.monotonic() >= due) and not stopped:
+            due = time.monotonic() + every
+            is_refused = load.tally.lines > 0 and not committed(load, commit, is_refused, every)
+            if not is_refused:
+                load = Load()
+            is_full = is_full and is_refused
+            while is_full and not stopped and time.monotonic() < due:
+                time.sleep(TICK)
+        if stopped:
+            break
+    if load.tally.lines:
+        commit_at_last(load, commit, bad)
+    if failure:
+        raise failure
+
+
+def committed(load: Load, commit: Callable[..., None], is_refused: bool, every: float) -> bool:
+    """Whether a load could be committed; if not, say so, unless that was said before."""
+    try:
+        commit(load, patience=LIVE_PATIENCE)
+    except Unavailable as error:
+        if not is_refused:
+            say(f"{error}; {plural(load.tally.lines, 'line')} wait, trying again every {every:g} s")
+        return False
+    return True
+
+
+def commit_at_last(load: Load, commit: Callable[..., None], bad: BadRecords) -> None:
+    """Commit what is left when a live load ends; wait as long as any load does. A further signal
+    ends it. Raises LoadError, and says what was not stored."""
+    handle_stops(stop)
+    deadline = time.monotonic() + LOCK_SECONDS
+    try:
+        while True:
+            try:
+                return commit(load, patience=max(deadline - time.monotonic(), LIVE_PATIENCE))
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(TICK)
+    except (LoadError, SystemExit):
+        last = f"{shown(bad.part.source)}:{bad.lines}" if bad.part else "nothing"
+        say(f"not stored: the last {plural(load.tally.lines, 'line')} that was read, up to {last}")
+        raise
+
+
+def commit(
+    load: Load,
+    target: str,
+    rule: Rule,
+    dates: str | None,
+    run: Run,
+    bad: BadRecords,
+    most: int,
+    is_live: bool,
+    dry_run: bool,
+    patience: float = LOCK_SECONDS,
+) -> None:
+    """Commit a load, unless its bad records or its dates refuse it. Raises LoadError."""
+    try:
+        bad.end_load(most)
+    except LoadError as error:
+        since = " since the last commit" if run.loads else ""
+        raise LoadError(f"{error}; nothing was loaded{since}") from None
+    early = load.tally.too_early
+    if dates is None and early and early == load.tally.active_events and not is_live:
+        what = (
+            "event_timestamp must be in microseconds UTC; to load such dates, name them by --dates"
+        )
+        raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
+    ends = parse_dates(dates, rule)
+    replaced = days_between(*ends) if run.row["replaced"] else ()
+
+    def log_row(counts: list[DateCount]) -> dict[str, Any]:
+        return run.log_row(load, ends, counts)
+
+    run.add(load, store(target, rule, load, replaced, log_row, dry_run, patience))
+
+
+def days_between(first: str, last: str) -> Iterator[str]:
+    """Yield the dates from the first to the last."""
+    for day in range(
+        date.fromisoformat(first).toordinal(), date.fromisoformat(last).toordinal() + 1
+    ):
+        yield date.fromordinal(day).isoformat()
+
+
+def warn(run: Run) -> None:
+    """Warn of a load that held nothing of what it is about."""
+    tally = run.tally
+    if tally.lines > tally.blank_lines and not tally.engagement_events:
+        names = ", ".join(run.names)
+        say(
+            f"Warning: no engagement event ({names}) in {plural(tally.lines, 'line')}; "
+            "is this BigQuery's export of Google Analytics, one event per line?"
+        )
+    elif tally.too_early and tally.too_early == tally.active_events:
+        say("Warning: all active events are dated before 2000; is event_timestamp in microseconds?")
 
 
 @contextlib.contextmanager
-def temporary_file_errors() -> Iterator[None]:
-    """Raise what SQLite says about the temporary database as a LoadError."""
+def exit_status() -> Iterator[None]:
+    """End with status 1 and a line on standard error at whatever refuses the load."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise LoadError(f"temporary files: {error}; make room in TMPDIR, or set TMPDIR to a larger disk") from None
-
-
-def report_bad_records(merger: Merger, rejects: str | None, before: int) -> None:
-    """Print the bad records as long as they are among the first, and write them all to the file of rejects, after those
-    that were reported before."""
-    bad = merger.tally["bad_records"]
-    try:
-        with open(rejects, "ab" if before else "wb") if rejects else contextlib.nullcontext() as file:
-            for number, (source, line, reason, record) in enumerate(merger.bad_records(), before):
-                if number < SHOWN:
-                    click.echo(f"{printable(source)}:{line}: {printable(reason)}", err=True)
-                elif not file:
-                    break
-                if file:
-                    file.write(record + b"\n")
-    except OSError as error:
-        raise LoadError(f"{rejects}: {error.strerror}; nothing was loaded") from None
-    if bad > max(before, SHOWN):
-        click.echo(f"and {bad - max(before, SHOWN)} more bad records", err=True)
-
-
-def print_report(text: str) -> None:
-    """Print the report of a committed load. Raises LoadError."""
-    try:
-        text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        text = text.translate(ASCII)
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    try:
-        click.echo(text, color=False if plain else None)  # None: on a terminal only
-    except BrokenPipeError:  # the reader had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        raise LoadError(f"the events are loaded, but the report could not be written: {error.strerror}") from None
-
-
-def plot(path: str, db: str) -> None:
-    """Draw the active_user_table of a database into a file, which is whole at any moment. Raises LoadError."""
-    drawn = picture(*stored(db), suffix=os.path.splitext(path)[1].lower())
-    unfinished = f"{path}.{os.getpid()}"
-    try:
-        try:
-            with open(unfinished, "wb") as file:
-                file.write(drawn)
-            os.replace(unfinished, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(unfinished)
-    except OSError as error:
-        raise LoadError(f"{path}: {error.strerror}; what was loaded is loaded, but not drawn") from None
-
-
-@click.command(
-    context_settings={
-        "auto_envvar_prefix": "LOAD_ACTIVE_USERS",
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-        "show_default": True,
-    },
-)
-@click.argument("events", nargs=-1, metavar="EVENTS...")
-@click.option(
-    "--db", default="active_user_table.db", metavar="PATH", help="SQLite file, made when missing, or postgresql:// URL."
-)
-@click.option("--timezone", default="US/Central", metavar="NAME", help="IANA zone whose calendar dates are counted.")
-@click.option("--min-engagement-msec", default=3000, type=COUNT, help="Least engagement time of an active event.")
-@click.option(
-    "--valuable-event",
-    default=["*_event"],
-    multiple=True,
-    metavar="GLOB",
-    help="An event parameter whose key matches makes the event valuable; repeatable.",
-)
-@click.option("--max-bad-records", default=0, type=COUNT, help="Bad records to tolerate; more, and nothing is loaded.")
-@click.option("--rejects", metavar="FILE", help="Write every bad record to FILE, byte for byte, one a line.")
-@click.option("--validate", is_flag=True, help="Decode every line, also those that can hold no engagement event.")
-@click.option("--replace", is_flag=True, help="Replace the dates in this load, instead of merging into them.")
-@click.option("--workers", type=click.IntRange(1), show_default="the usable CPUs", help="Processes that scan.")
-@click.option("--cluster", metavar="ADDRESS", help="Scan on a Dask cluster, as in tcp://host:8786.")
-@click.option(
-    "--commit-every",
-    type=click.FloatRange(1, 10**6),
-    metavar="SECONDS",
-    help="Of a pipe without end, commit what was read so far, every so often.",
-)
-@click.option("--dry-run", is_flag=True, help="Count and report; write nothing.")
-@click.option("--format", "layout", default="table", type=click.Choice(list(LAYOUTS)), help="Of the report.")
-@click.option("--plot", "plotted", metavar="FILE", help="Draw all active users per day as .png, .svg or .pdf.")
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    show_default="on a terminal",
-    help="Say on standard error how much has been read.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="No report on standard output.")
-@click.version_option(__version__, message="%(version)s")
-def main(
-    events: tuple[str, ...],
-    db: str,
-    timezone: str,
-    min_engagement_msec: int,
-    valuable_event: tuple[str, ...],
-    max_bad_records: int,
-    rejects: str | None,
-    validate: bool,
-    replace: bool,
-    workers: int | None,
-    cluster: str | None,
-    commit_every: float | None,
-    dry_run: bool,
-    layout: str,
-    plotted: str | None,
-    progress: bool | None,
-    quiet: bool,
-) -> None:
-    """Load the number of active users per day from analytics events into an SQL table.
-
-    \b
-    Examples:
-      python load_active_users.py data/bq-results-sample-data.jsons
-      python load_active_users.py --db /srv/analytics.db --plot users.png /srv/events/*.json.gz
-      python load_active_users.py --db /srv/analytics.db --plot users.png
-      some-producer | python load_active_users.py --commit-every 5 -
-
-    EVENTS are newline-delimited JSON files as BigQuery exports them, also compressed (gzip, zstd), or - for standard
-    input. All are loaded in one transaction or none; what was loaded before is not counted twice. Every option can be
-    set in the environment too: LOAD_ACTIVE_USERS_DB, ...
-    """
-    handle_stops(stop)
-    if not events and not plotted:
-        raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
-    if plotted and not plotted.lower().endswith(PICTURES):
-        raise click.BadParameter(f"{plotted!r} does not end in {', '.join(PICTURES)}", param_hint="'--plot'")
-    if commit_every and (replace or dry_run):
-        raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
-    if cluster and (commit_every or "-" in events):
-        raise click.UsageError("--cluster can't be combined with --commit-every or standard input")
-    try:
-        check_files(events, None if is_url(db) else db, rejects, plotted)
-        if events:
-            try:
-                rule = Rule(timezone, min_engagement_msec, valuable_event)
-            except ValueError as error:
-                raise click.BadParameter(str(error), param_hint="'--timezone'") from None
-            check_database(db, rule)
-            merger = Merger(ranges(sources_of(events), 8 * BATCH if cluster else BATCH))
-            live = Live() if commit_every else None
-            scan = Scanner(rule, validate, keep=rejects is not None, live=live)
-            if cluster:
-                found = scan_on_cluster(merger.parts, scan, cluster)
-            else:
-                found = batches(merger.parts, scan, 1 if commit_every else workers or usable_cpus())
-            total = sum(part.size for part in merger.parts) if all(part.size for part in merger.parts) else 0
-            watch = Progress(sys.stderr.isatty() if progress is None else progress, total)
-            load_id, reported = os.urandom(8).hex(), 0
-            counts: dict[str, DateCount] = {}
-
-            def commit() -> None:
-                nonlocal reported
-                with temporary_file_errors():
-                    merger.stage()
-                    watch.clear()
-                    report_bad_records(merger, None if dry_run else rejects, reported)
-                reported = merger.tally["bad_records"]
-                if reported > max_bad_records:
-                    limit = f"more than --max-bad-records {max_bad_records}"
-                    since = " since the last commit" if counts else ""
-                    raise LoadError(f"bad records: {reported}, {limit}; nothing was loaded{since}")
-                watch.show(f"writing {printable(label(db))}")
-                for new in store(db, rule, merger, load_id, events, replace, dry_run):
-                    counts[new.date] = new.after(counts.get(new.date))
-                merger.clear()
-
-            with contextlib.closing(watch):
-                if live and commit_every:
-                    load_live(watch.over(found), merger, commit, live, commit_every)
-                else:
-                    with temporary_file_errors():
-                        for index, batch in watch.over(found):
-                            merger.add(index, batch)
-                    commit()
-            if not quiet:
-                print_report(LAYOUTS[layout]([counts[date] for date in sorted(counts)], merger.tally))
-        if plotted and not dry_run:
-            plot(plotted, db)
     except (LoadError, OSError, MemoryError) as error:
-        raise click.ClickException(printable(str(error) or "out of memory")) from None
+        say(f"Error: {error if isinstance(error, LoadError) else reason(error)}")
+        sys.exit(1)
     finally:
-        handle_stops(signal.SIG_IGN)  # all is done, and what Python does at its end is not to be disturbed
+        # All is done, and what Python does at its end is not to be disturbed.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
 
 def stop(number: int, frame: object) -> NoReturn:
     """End at a signal with the exit status that a shell expects."""
-    handle_stops(signal.SIG_IGN)
-    click.echo("\n" if sys.stderr.isatty() else "", nl=False, err=True)  # after what is on the line
-    click.echo(f"{signal.Signals(number).name}: a load that is not committed leaves nothing behind", err=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # only the first counts
+    word = "Interrupted" if number == signal.SIGINT else "Terminated"
+    start = "\n" if sys.stderr.isatty() else ""  # after what is on the line
+    with contextlib.suppress(OSError):
+        click.echo(f"{start}{word}: uncommitted changes were rolled back", err=True)
     sys.exit(128 + number)
 
 
@@ -1588,7 +2466,205 @@ def handle_stops(handler: Any) -> None:
         signal.signal(number, handler)
 
 
-if __name__ == "__main__":
-    gc.freeze()  # what was imported stays: to look through it, again and again, made up a sixth of a small load
+def open_standard_streams() -> None:
+    """Give nothing else the descriptors of standard streams that a daemon has closed: output goes
+    nowhere, and input can't be read."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+
+
+@click.command(
+    cls=Command,
+    context_settings={
+        "auto_envvar_prefix": PREFIX,
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 80,
+        "show_default": True,
+    },
+)
+@click.argument("events", nargs=-1, type=Text(), metavar="EVENTS...")
+@click.option(
+    "--db",
+    default="active_user_table.db",
+    type=Text(),
+    metavar="PATH",
+    help="SQLite file, created if missing, or postgresql:// URL.",
+)
+@click.option(
+    "--timezone",
+    default="US/Central",
+    type=Text(),
+    metavar="NAME",
+    help="IANA time zone whose calendar dates are counted.",
+)
+@click.option(
+    "--event-name",
+    default=["user_engagement"],
+    multiple=True,
+    type=Text(),
+    metavar="NAME",
+    help="Event that can make a user active; repeatable; *: any event that holds an engagement_time_msec.",
+)
+@click.option(
+    "--min-engagement-msec",
+    default=3000,
+    type=COUNT,
+    metavar="N",
+    help="Minimum engagement time of an active event, inclusive.",
+)
+@click.option(
+    "--valuable-event",
+    default=["*_event"],
+    multiple=True,
+    type=Text(),
+    metavar="GLOB",
+    help="An event parameter whose key matches makes the event valuable; repeatable.",
+)
+@click.option(
+    "--dates",
+    type=Text(),
+    show_default="2000-01-01.. to tomorrow",
+    metavar="FROM..TO",
+    help="Count only events on these dates; either end may be left out.",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="These events are the whole truth for --dates, both ends of which must be given.",
+)
+@click.option(
+    "--max-bad-records",
+    default=0,
+    type=COUNT,
+    metavar="N",
+    help="Bad records to tolerate; with more of them nothing is loaded.",
+)
+@click.option(
+    "--rejects",
+    type=Text(),
+    metavar="FILE",
+    help="Append every bad record to FILE, byte for byte, one per line.",
+)
+@click.option(
+    "--validate",
+    is_flag=True,
+    help="Decode every line, also those that cannot hold an engagement event.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    show_default="the usable CPUs",
+    metavar="N",
+    help="Processes that scan.",
+)
+@click.option(
+    "--cluster",
+    type=Text(),
+    metavar="ADDRESS",
+    help="Scan on a Dask cluster, as in tcp://host:8786.",
+)
+@click.option(
+    "--commit-every",
+    type=click.FloatRange(1, 10**6),
+    metavar="SECONDS",
+    help="Endless input: load what has come, every so often.",
+)
+@click.option("--dry-run", is_flag=True, help="Count and report; write nothing.")
+@click.option(
+    "--format",
+    default="table",
+    type=click.Choice(list(LAYOUTS)),
+    help="The report on standard output.",
+)
+@click.option(
+    "--plot",
+    type=Text(),
+    metavar="FILE",
+    help="Draw the whole active_user_table as .png, .svg or .pdf.",
+)
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    show_default="on a terminal",
+    help="Progress bar on standard error.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="No report on standard output.")
+@click.version_option(__version__, message="%(version)s")
+def main(
+    events: tuple[str, ...],
+    db: str,
+    timezone: str,
+    event_name: tuple[str, ...],
+    min_engagement_msec: int,
+    valuable_event: tuple[str, ...],
+    dates: str | None,
+    replace: bool,
+    max_bad_records: int,
+    rejects: str | None,
+    validate: bool,
+    workers: int | None,
+    cluster: str | None,
+    commit_every: float | None,
+    dry_run: bool,
+    format: str,
+    plot: str | None,
+    progress: bool | None,
+    quiet: bool,
+) -> None:
+    """Load the number of active users per day from analytics events into SQL.
+
+    \b
+    Examples:
+      python load_active_users.py data/bq-results-sample-data.jsons
+      python load_active_users.py --db /srv/a.db /srv/events/*.json.gz
+      python load_active_users.py --db /srv/a.db --plot users.png
+      some-producer | python load_active_users.py --commit-every 5 -
+
+    EVENTS are newline-delimited JSON files as BigQuery exports them, also
+    compressed (gzip, zstd), URLs, or - for standard input. They are loaded in
+    one transaction; what was loaded before is not counted twice. Every option
+    can be set in the environment too: LOAD_ACTIVE_USERS_DB, ...
+    """
+    handle_stops(stop)
+    with exit_status(), contextlib.ExitStack() as stack:
+        check_options(events, db, dates, replace, cluster, commit_every, dry_run, plot)
+        sources = expanded(events)
+        check_files(sources, db, rejects, plot, dry_run)
+        if events:
+            rule = make_rule(timezone, event_name, min_engagement_msec, valuable_event, dates)
+            check_database(db, rule)
+            bad = stack.enter_context(contextlib.closing(BadRecords(None if dry_run else rejects)))
+            run = Run(events, rule, replace)
+            save = partial(
+                commit, target=db, rule=rule, dates=dates, run=run, bad=bad, most=max_bad_records,
+                is_live=commit_every is not None, dry_run=dry_run,
+            )  # fmt: skip
+            parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
+            total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
+            scanner = partial(new_scanner, rule, dates, validate, keep=bad.file is not None)
+            bar = stack.enter_context(progress_bar(progress, total))
+            if commit_every:
+                load_live(sources, scanner, bad, bar, save, commit_every)
+            else:
+                load_once(scanned(parts, scanner(), workers, cluster), bad, bar, save)
+            warn(run)
+            if not quiet:
+                print_report(LAYOUTS[format](run))
+        if plot and not dry_run:
+            plot_table(plot, db)
+
+
+if IS_COMMAND:
+    open_standard_streams()
+    gc.freeze()  # what was imported stays: to look through it again and again takes a tenth
     gc.enable()
-    main()
+    try:
+        main()
+    except OSError as error:  # of click's own output
+        say(f"Error: {reason(error)}")
+        sys.exit(1)

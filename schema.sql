@@ -1,40 +1,55 @@
--- The database of load_active_users.py. It can also be made by hand: sqlite3 active_user_table.db < schema.sql
+-- The database of load_active_users.py, as SQLite spells it: sqlite3 active_user_table.db < schema.sql
+-- For PostgreSQL the loader translates it: INTEGER, REAL, WITHOUT ROWID, date(x, '+n days'),
+-- julianday(x) and PRAGMA user_version are all of SQLite's own that may stand here.
+-- A column with a DEFAULT is newer than version 1.0.0: tables of that version are given it.
 
--- The table to plot. Always the count by date of active_user.
+-- The table to plot: the count by date of active_user, but for dates whose users were deleted.
 CREATE TABLE IF NOT EXISTS active_user_table (
     date DATE PRIMARY KEY NOT NULL,             -- YYYY-MM-DD, on the calendar of the rule's time zone
     active_user_count INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Who was active on which date: what makes a load idempotent.
+-- Who was active on which date: what makes loads idempotent.
 CREATE TABLE IF NOT EXISTS active_user (
     date DATE NOT NULL,
     user_pseudo_id TEXT NOT NULL,
     PRIMARY KEY (date, user_pseudo_id)
 ) WITHOUT ROWID;
 
--- One row a committed load. With --commit-every, its last commit so far.
+-- One row per committed load. With --commit-every one per run, brought up to date by each commit.
 CREATE TABLE IF NOT EXISTS load_log (
     load_id TEXT PRIMARY KEY NOT NULL,          -- random
     loaded_at TEXT NOT NULL,                    -- UTC, YYYY-MM-DDTHH:MM:SSZ
-    sources TEXT NOT NULL,                      -- JSON array of the EVENTS arguments
+    seconds REAL NOT NULL DEFAULT 0,            -- from the start of the run to the commit
+    sources TEXT NOT NULL,                      -- JSON array of the EVENTS, without passwords and queries
+    bytes INTEGER NOT NULL DEFAULT 0,           -- read of the sources, compressed as they are
     timezone TEXT NOT NULL,                     -- the rule: the same in every row
+    event_names TEXT NOT NULL DEFAULT '["user_engagement"]',  -- JSON array
     min_engagement_msec INTEGER NOT NULL,
     valuable_events TEXT NOT NULL,              -- JSON array of globs
+    dates TEXT NOT NULL DEFAULT '',             -- FROM..TO, those that counted
     replaced INTEGER NOT NULL,                  -- 1 with --replace
     lines INTEGER NOT NULL,
     blank_lines INTEGER NOT NULL,
     engagement_events INTEGER NOT NULL,
     active_events INTEGER NOT NULL,
     anonymous_events INTEGER NOT NULL,          -- active events without a user_pseudo_id
+    out_of_range_events INTEGER NOT NULL DEFAULT 0,  -- active events on none of the dates
     bad_records INTEGER NOT NULL,
-    added INTEGER NOT NULL                      -- active users by date that were new to the table
+    added INTEGER NOT NULL,                     -- users by date that were new to the table
+    removed INTEGER NOT NULL DEFAULT 0,         -- users by date that --replace took out of it
+    left_out INTEGER NOT NULL DEFAULT 0         -- users by date that came too late for a final date
 );
 
--- For each date of active_user_table: who was active in the 7 days that end on it (weekly) and in the 28 (monthly), and
--- the share of the monthly ones who came on the date (stickiness). days is how long the series is by then: weekly is of
--- a whole week from 7 on, monthly of a whole month from 28.
-CREATE VIEW IF NOT EXISTS active_user_trend AS
+-- Of this schema.
+PRAGMA user_version = 2;
+
+-- For each date of active_user_table: who was active in the 7 days that end on it (weekly) and in the
+-- 28 (monthly), the share of the monthly ones who came on the date (stickiness), how long the series
+-- of users is by then (days: weekly is of a whole week from 7 on, monthly of 28 days from 28 on), and
+-- the average count of the 7 days that end on it, of those that have a count.
+DROP VIEW IF EXISTS active_user_trend;
+CREATE VIEW active_user_trend AS
 WITH visit AS (
     SELECT date, lead(date) OVER (PARTITION BY user_pseudo_id ORDER BY date) AS next FROM active_user
 ), stay AS (  -- from a visit until the user's next one, but 28 days at most: so each counts a user once a date
@@ -48,7 +63,11 @@ WITH visit AS (
     WHERE day.date BETWEEN stay.date AND stay.last AND (next IS NULL OR day.date < next)
     GROUP BY day.date, day.active_user_count
 )
-SELECT date, active_user_count, weekly_active_users, monthly_active_users,
-    round(1.0 * active_user_count / monthly_active_users, 4) AS stickiness,
-    CAST(julianday(date) - julianday((SELECT min(date) FROM active_user_table)) + 1 AS INTEGER) AS days
-FROM trend;
+SELECT day.date, day.active_user_count, weekly_active_users, monthly_active_users,
+    round(1.0 * day.active_user_count / monthly_active_users, 4) AS stickiness,
+    CAST(julianday(day.date) - julianday((SELECT min(date) FROM active_user)) + 1 AS INTEGER) AS days,
+    round(1.0 * (
+        SELECT avg(week.active_user_count) FROM active_user_table AS week
+        WHERE week.date BETWEEN date(day.date, '-6 days') AND day.date
+    ), 1) AS seven_day_average
+FROM active_user_table AS day LEFT JOIN trend ON trend.date = day.date;
