@@ -369,16 +369,17 @@ class Rule:
             is_engagement = has_one_name
             for parameter in event.event_params or ():
                 role = role_of[parameter.key]
-                if role:  # most parameters have none
-                    is_valuable |= role != HAS_TIME
-                    if role != VALUABLE:
-                        is_engagement = True
-                        value = parameter.value
-                        msec = value.int_value if value is not None else None
-                        if type(msec) is str and msec.isdigit() and msec.isascii():
-                            is_engaged |= int(msec) >= minimum_msec
-                        elif msec is not None:
-                            is_engaged |= integer(msec, ENGAGEMENT_TIME) >= minimum_msec
+                if not role:
+                    continue
+                if role & VALUABLE:
+                    is_valuable = True
+                if role & HAS_TIME:
+                    is_engagement = True
+                    msec = parameter.value.int_value if parameter.value is not None else None
+                    if type(msec) is str and msec.isdigit() and msec.isascii():
+                        is_engaged = is_engaged or int(msec) >= minimum_msec
+                    elif msec is not None:
+                        is_engaged = integer(msec, ENGAGEMENT_TIME) >= minimum_msec or is_engaged
             if not is_engagement:
                 continue
             time = event.event_timestamp
@@ -1760,7 +1761,6 @@ def upsert(db: Database, table: str, key: str, **row: Any) -> None:
 
 # -- The report ------------------------------------------------------------------------------------
 
-COLUMNS = ("date", "active_user_count", "added", "removed")
 TALLIES = (
     "lines",
     "engagement_events",
@@ -1823,6 +1823,11 @@ class Run:
                 count.left_out += earlier.left_out
             self.counts[count.date] = count
 
+    def columns(self) -> list[str]:
+        """The columns of the report: what was removed only where a load can remove."""
+        removed = ["removed"] if self.row["replaced"] else []
+        return ["date", "active_user_count", "added", *removed]
+
     def rows(self) -> list[DateCount]:
         return [self.counts[day] for day in sorted(self.counts)]
 
@@ -1839,15 +1844,17 @@ def ascii_json(value: Any) -> str:
 
 def as_json(run: Run) -> str:
     """The report as one JSON object; users left out of final dates are in it if there are any."""
-    dates = [{name: getattr(count, name) for name in COLUMNS} for count in run.rows()]
+    columns = ("date", "active_user_count", "added", "removed")
+    dates = [{name: getattr(count, name) for name in columns} for count in run.rows()]
     left_out = sum(count.left_out for count in run.rows())
     tallies = {name: getattr(run.tally, name) for name in TALLIES}
     return to_json({"dates": dates, **tallies, **({"left_out": left_out} if left_out else {})})
 
 
 def as_csv(run: Run) -> str:
-    rows = [",".join(str(getattr(count, name)) for name in COLUMNS) for count in run.rows()]
-    return "\n".join([",".join(COLUMNS), *rows])
+    columns = run.columns()
+    rows = [",".join(str(getattr(count, name)) for name in columns) for count in run.rows()]
+    return "\n".join([",".join(columns), *rows])
 
 
 def as_table(run: Run) -> str:
@@ -1856,7 +1863,7 @@ def as_table(run: Run) -> str:
     import shutil
 
     counts = run.rows()
-    names = [name for name in COLUMNS if name != "removed" or run.row["replaced"]]
+    names = run.columns()
     cells = [[str(getattr(count, name)) for name in names] for count in counts]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     widths[0] = 10
@@ -2200,7 +2207,7 @@ def identity(file: str | int) -> object:
 
 
 def check_files(
-    sources: Iterable[str], db: str, rejects: str | None, plot: str | None, dry_run: bool
+    sources: list[str], db: str, rejects: str | None, plot: str | None, dry_run: bool
 ) -> None:
     """Raise UsageError if an output is a file that is read or written otherwise, and LoadError if
     it can't be written."""
@@ -2224,7 +2231,8 @@ def check_files(
         other = files.setdefault(identity(output), name)
         if other not in ("", name):
             raise click.UsageError(printable(f"{name} and {other} are the same file: {output}"))
-        if not dry_run and name.startswith("--"):
+        is_written = name in ("--rejects", "--plot") or (name == "--db" and sources)
+        if is_written and not dry_run:
             check_writable(output)
 
 
