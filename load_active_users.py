@@ -1410,7 +1410,8 @@ class Sqlite:
                 self.execute("SELECT count(*) FROM sqlite_master").fetchall()
                 return
             except sqlite3.OperationalError as error:
-                if code_of(error) != "SQLITE_CANTOPEN" or not at_rest or "immutable" in mode:
+                is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
+                if not is_closed or not at_rest or "immutable" in mode:
                     raise
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
