@@ -1,24 +1,14 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "click>=8.1,<9",
-#     "python-dateutil>=2.9,<5",
-#     "msgspec>=0.20,<1",
-#     "stringzilla>=5,<6",
-#     "isal>=1.7,<2",
-#     "backports.zstd>=1,<2; python_version < '3.14'",
-#     "tqdm>=4.66,<5",
-#     "matplotlib>=3.9,<4",
-#     "psycopg[binary]>=3.2,<4",
-#     "fsspec>=2025.1",
-#     "distributed>=2025.1",
-# ]
+# dependencies = ["click>=8.1,<9", "python-dateutil>=2.9,<5", "msgspec>=0.20,<1",
+#     "stringzilla>=5,<6", "isal>=1.7,<2", "backports.zstd>=1,<2; python_version < '3.14'",
+#     "tqdm>=4.66,<5", "matplotlib>=3.9,<4", "psycopg[binary]>=3.2,<4", "fsspec>=2025.1",
+#     "distributed>=2025.1"]
 # ///
 """Load the number of active users per day from analytics events (newline-delimited JSON) into SQL.
 
-An event becomes a count in this order, which is the order of the file: what an event is, when it
-counts, how lines are scanned, where they come from, who scans them, how users are stored, how the
-result is reported and drawn, and the command.
+The file reads in the order of an event's way: what an event is, when it counts, how lines are
+scanned, where they come from, who scans them, how users are stored, the report, the command.
 """
 
 from __future__ import annotations
@@ -35,9 +25,9 @@ if IS_COMMAND:
     __name__ = "load_active_users"
     sys.modules[__name__] = sys.modules["__main__"]
     gc.disable()  # until the imports are done, which take most of the time of a small load
-    for number in STOPS:  # until main has handlers: nothing has been read yet
-        calm = any(argument.startswith("--commit-every") for argument in sys.argv)
-        signal.signal(number, lambda number, _, calm=calm: os._exit(0 if calm else 128 + number))
+    IS_LIVE = any(argument.startswith("--commit-every") for argument in sys.argv)
+    for number in STOPS:  # until main handles them: nothing has been read yet
+        signal.signal(number, lambda number, _: os._exit(0 if IS_LIVE else 128 + number))
 
 import contextlib
 import errno
@@ -51,6 +41,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from heapq import merge
@@ -66,7 +57,6 @@ __version__ = "1.1.0"
 
 K = TypeVar("K")
 V = TypeVar("V")
-NAN = float("nan")
 
 
 # -- What can go wrong -----------------------------------------------------------------------------
@@ -87,57 +77,40 @@ class BadRecord(ValueError):  # noqa: N818 - the word of the field
     """A line is not an event, or its event has an impossible field; the message is the reason."""
 
 
-REMEDIES = {
+REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
     "SQLITE_BUSY": "another program keeps it locked; try again when that is done",
     "SQLITE_READONLY": "make the file and its directory writable, or choose another --db",
-    "SQLITE_CANTOPEN": "make the file and its directory readable and writable, "
-    "or choose another --db",
+    "SQLITE_CANTOPEN": "make the file and its directory readable and writable",
     "SQLITE_FULL": "free some disk space and load again",
     "SQLITE_IOERR": "check the disk and load again",
     "SQLITE_NOTADB": "choose another --db",
     "SQLITE_CORRUPT": "restore it from a backup, or load all events into another --db",
     "55P03": "another session keeps it locked; try again when that is done",
-    "42501": "grant the role what it needs, or choose another --db",
+    "42501": "grant the role what it needs",
     "ENOSPC": "free some disk space and load again",
     "EMFILE": "allow more open files (ulimit -n)",
-    "ENOMEM": "use fewer --workers or a machine with more memory",
+    "EAGAIN": "allow more processes (ulimit -u), or try fewer --workers",
 }
 PASSING = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")
-URL = re.compile(r"[A-Za-z][\w.+-]*://\S+")
+PLAIN = ("builtins", "sqlite3", "psycopg", __name__)  # whose messages need no name of a class
 
 
 def shown(name: str) -> str:
-    """A source or database fit to be shown: a URL without user, password, query and fragment.
-
-    Where it can't be told what belongs to the password, nothing after the scheme is shown.
-    """
+    """A source or database fit to be shown: a URL without user, password, query and fragment, and
+    without all that may belong to a password."""
     scheme, separator, rest = name.partition("://")
-    if not separator:
-        return name
     place, *query = re.split(r"[?#]", rest, maxsplit=1)
-    authority = place.partition("/")[0]
-    if ":" in authority and "@" in "".join(query):
-        return f"{scheme}://..."
-    if ":" in authority or "@" in authority:
-        place = place.rpartition("@")[2]
-    return f"{scheme}://{place}"
-
-
-def printable(text: str) -> str:
-    """A text with its control characters escaped: no name and no datum can steer a terminal."""
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escaped)
+    if re.match("[^/]*[:@]", place):
+        place = "..." if "@" in "".join(query) else place.rpartition("@")[2]
+    return f"{scheme}://{place}" if separator else name
 
 
 def code_of(error: BaseException) -> str:
-    """The name under which REMEDIES knows an error of the system, SQLite or PostgreSQL."""
-    name = getattr(error, "sqlite_errorname", None)
-    if name:
-        return "_".join(name.split("_")[:2])
-    return str(
-        getattr(error, "sqlstate", "") or errno.errorcode.get(getattr(error, "errno", 0), "")
-    )
+    """The name under which REMEDIES knows an error."""
+    sqlite = getattr(error, "sqlite_errorname", None) or ""
+    system = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    return "_".join(sqlite.split("_")[:2]) or getattr(error, "sqlstate", None) or system
 
 
 def reason(error: BaseException) -> str:
@@ -145,22 +118,20 @@ def reason(error: BaseException) -> str:
     while error.__cause__:  # fsspec calls whatever an HTTP server says "not found"
         error = error.__cause__
     kind = type(error)
+    text = " ".join(str(getattr(error, "strerror", None) or error or kind.__name__).split())
     if isinstance(error, MemoryError):
-        return f"out of memory; {REMEDIES['ENOMEM']}"
+        return "out of memory; try fewer --workers, or a machine with more"
     if isinstance(error, FileNotFoundError):
         return "No such file or directory"
-    text = " ".join(str(getattr(error, "strerror", None) or error or kind.__name__).split())
     if "too much memory" in text:  # of zstd
         return "its zstd window is larger than 128 MiB; decompress it first: zstd -dc --long=31"
     if kind.__name__ in DAMAGED:
         return f"the compressed data is damaged or cut off ({text}); fetch the file again"
-    if not isinstance(error, OSError) and kind.__module__.split(".")[0] not in (
-        "sqlite3",
-        "psycopg",
-    ):
+    if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN[1:])):
         text = f"{kind.__name__}: {text}"
+    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: shown(url[0]), text[:500])
     remedy = REMEDIES.get(code_of(error))
-    return URL.sub(lambda match: shown(match[0]), text) + (f"; {remedy}" if remedy else "")
+    return f"{text}; {remedy}" if remedy else text
 
 
 @contextlib.contextmanager
@@ -172,26 +143,21 @@ def about(what: str | Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:
         name = what if isinstance(what, str) else what()
-        is_passing = code_of(error) in PASSING or (
-            type(error).__module__.startswith("psycopg")
-            and {"OperationalError", "InterfaceError"}
-            & {base.__name__ for base in type(error).__mro__}
-        )
-        kind = Unavailable if is_passing else LoadError
-        text = reason(error).replace(name, shown(name))
-        raise kind(f"{shown(name)}: {text[:500]}") from None
+        families = {base.__name__ for base in type(error).__mro__}
+        is_postgres = type(error).__module__.startswith("psycopg")
+        is_passing = is_postgres and families & {"OperationalError", "InterfaceError"}
+        kind = Unavailable if is_passing or code_of(error) in PASSING else LoadError
+        raise kind(f"{shown(name)}: {reason(error).replace(name, shown(name))}") from None
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, above a progress bar, if it can be printed at all."""
+    """Print a line on standard error, above a progress bar, if it can be printed at all. Control
+    characters are escaped: no name and no datum can steer a terminal."""
     bars: Any = sys.modules.get("tqdm")
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     with contextlib.suppress(OSError):
         with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
-            click.echo(printable(text), err=True)
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+            click.echo(text, err=True)
 
 
 def to_json(value: Any) -> str:
@@ -259,23 +225,22 @@ def integer(value: Any, field: str) -> int:
     raise BadRecord(f"{field} is not an integer: {to_json(value)[:60]}")
 
 
-def field(record: dict[str, Any], name: str, kind: type[V], path: str = "") -> V | None:
-    """A field that may be null or absent. Raises BadRecord if it is of another type."""
-    value = record.get(name)
-    if value is None or type(value) is kind:
-        return value
-    raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
-
-
 def unusual_event(record: dict[str, Any]) -> Event:
     """The engagement event that a JSON object is, with fields of any type. Raises BadRecord."""
+
+    def field(record: Any, name: str, kind: type, path: str = "") -> Any:
+        if type(record) is not dict:
+            raise BadRecord(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
+        value = record.get(name)
+        if value is not None and type(value) is not kind:
+            raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
+        return value
+
     parameters = []
     for index, item in enumerate(field(record, "event_params", list) or ()):
-        path = f"event_params[{index}]"
-        if type(item) is not dict:
-            raise BadRecord(f"{path} must be an object: {to_json(item)[:60]}")
-        key = field(item, "key", str, f"{path}.")
-        value = (field(item, "value", dict, f"{path}.") or {}).get("int_value")
+        path = f"event_params[{index}]."
+        key = field(item, "key", str, path)
+        value = (field(item, "value", dict, path) or {}).get("int_value")
         matters = key == ENGAGEMENT_TIME and value is not None
         number = integer(value, ENGAGEMENT_TIME) if matters else None
         parameters.append(Parameter(key, ParameterValue(number)))
@@ -288,15 +253,14 @@ def unusual_event(record: dict[str, Any]) -> Event:
 
 # -- The rule --------------------------------------------------------------------------------------
 
-STRETCH = 10**9  # microseconds, whose number is the first digits of a timestamp
-VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-YEAR_2038 = 2_145_916_800_000_000  # where python-dateutil 2.9 has come to the end of its zones
-Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
-Users = dict[str, list[str | None]]  # of active events by date
-Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
+YEAR_2038 = 2_145_916_800_000_000  # microseconds UTC, where python-dateutil 2.9 ends
+STRETCH = 10**9  # microseconds, whose number is the first digits of a timestamp
 FIRST_DATE = "2000-01-01"
-ANY_EVENT = "*"
+VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
+Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
+Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
+Users = dict[str, list[str | None]]  # of active events, by date
 
 
 class Memo(dict[K, V], Generic[K, V]):
@@ -321,45 +285,43 @@ class Rule:
     """
 
     def __init__(
-        self, timezone: str, event_names: Iterable[str], minimum_msec: int, globs: Iterable[str]
+        self, timezone: str, names: Iterable[str], minimum_msec: int, globs: Iterable[str]
     ) -> None:
         from fnmatch import translate
 
-        names = tuple(sorted(set(event_names)))
-        patterns = tuple(sorted(set(globs)))
-        self.terms: Terms = (timezone, names, minimum_msec, patterns)
+        self.terms: Terms = (timezone, sorted_set(names), minimum_msec, sorted_set(globs))
         self.zone = time_zone(timezone)
-        self.names = frozenset(names)
-        self.has_any_name = ANY_EVENT in names
+        self.names = frozenset(self.terms[1])
+        self.has_any_name = "*" in self.names
         # The events of a single name are found by that; others only if they hold the parameter.
-        self.has_one_name = len(names) == 1 and re.fullmatch(r"[A-Za-z0-9_]+", names[0]) is not None
-        self.needle = (names[0] if self.has_one_name else ENGAGEMENT_TIME).encode()
-        matches = re.compile("|".join(map(translate, patterns))).match
+        only = re.fullmatch(r"[A-Za-z0-9_]+", "\0".join(self.names))
+        self.has_one_name = only is not None
+        self.needle = (only[0] if only else ENGAGEMENT_TIME).encode()
+        matches = re.compile("|".join(map(translate, self.terms[3]))).match
         self.role_of = Memo[str | None, int](
-            lambda key: VALUABLE * bool(key is not None and matches(key))
-            | HAS_TIME * (key == ENGAGEMENT_TIME)
+            lambda key: (
+                VALUABLE * bool(key is not None and matches(key))
+                | HAS_TIME * (key == ENGAGEMENT_TIME)
+            )
         )
         self.date_of_stretch = Memo[str, str](self.date_throughout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rule_of, self.terms
+        return rule_of, self.terms  # which keeps what it remembers, on a cluster
 
     def is_named(self, name: Any) -> bool:
         """Whether events of a name can make a user active."""
         return self.has_any_name or (type(name) is str and name in self.names)
 
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
-        """The number of engagement events among some events, and the users of the active ones.
-
-        Users are listed by date, once an event, and None or empty where an event has none.
-        Raises BadRecord.
-        """
+        """The number of engagement events among some events, and the users of the active ones: one
+        for each event, None or empty where it has none. Raises BadRecord."""
         names = self.names
         has_any_name = self.has_any_name
         has_one_name = self.has_one_name
+        minimum_msec = self.terms[2]
         role_of = self.role_of
         date_of_stretch = self.date_of_stretch
-        minimum_msec = self.terms[2]
         engagement_events = 0
         users: Users = {}
         for event in events:
@@ -388,7 +350,7 @@ class Rule:
             else:
                 time = integer(time, "event_timestamp")
                 stretch = str(time // STRETCH)
-            day = date_of_stretch[stretch] or self.date(int(time))
+            day = date_of_stretch[stretch] or self.local_time(int(time)).date().isoformat()
             engagement_events += 1
             if is_engaged and is_valuable:
                 if day in users:
@@ -396,10 +358,6 @@ class Rule:
                 else:
                     users[day] = [event.user_pseudo_id]
         return engagement_events, users
-
-    def date(self, timestamp: int) -> str:
-        """The date of a timestamp (microseconds UTC). Raises BadRecord beyond years 1 to 9999."""
-        return self.local_time(timestamp).date().isoformat()
 
     def date_throughout(self, stretch: str) -> str:
         """The date of a whole stretch of 1000 seconds since 1970 UTC; empty if it holds a midnight,
@@ -414,24 +372,22 @@ class Rule:
         return first.date().isoformat() if same else ""
 
     def local_time(self, timestamp: int) -> datetime:
-        """The time of a timestamp (microseconds UTC) in the rule's zone. Raises BadRecord."""
+        """The time of a timestamp (microseconds UTC) in the rule's zone; after 2037 by the standard
+        library's zone, which knows daylight saving there too. Raises BadRecord."""
+        zone = self.zone
         try:
-            time_utc = EPOCH + timedelta(microseconds=timestamp)
-            return time_utc.astimezone(self.zone if timestamp < YEAR_2038 else self.later_zone())
+            if timestamp >= YEAR_2038:
+                from zoneinfo import ZoneInfo
+
+                zone = ZoneInfo(self.terms[0])
+            return (EPOCH + timedelta(microseconds=timestamp)).astimezone(zone)
         except (OverflowError, ValueError):
             what = f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
             raise BadRecord(what) from None
 
-    def later_zone(self) -> Any:
-        """The zone by the standard library, which knows every year's daylight-saving time."""
-        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-        try:
-            return ZoneInfo(self.terms[0])
-        except ZoneInfoNotFoundError:
-            raise BadRecord(
-                "dates after 2037 need the time zone database: install tzdata"
-            ) from None
+def sorted_set(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(texts)))
 
 
 @lru_cache(maxsize=8)
@@ -440,33 +396,21 @@ def rule_of(*terms: Any) -> Rule:
 
 
 def time_zone(name: str) -> Any:
-    """The dateutil time zone of an IANA name. Raises ValueError.
-
-    Those begin with a capital. What else gettz opens is files, or depends on the machine.
-    """
+    """The dateutil time zone of an IANA name, which begins with a capital; what else gettz opens is
+    files, or depends on the machine. Raises ValueError."""
     zone = None
     if re.fullmatch(r"[A-Z][\w+/-]*", name, re.ASCII):
         with contextlib.suppress(OSError, ValueError):
             zone = tz.gettz(name)
     if not isinstance(zone, tz.tzfile | tz.tzutc):
-        raise ValueError(
-            f"{name!r} is not an IANA time zone; names are like US/Central, Europe/Berlin, UTC"
-        )
+        examples = "names are like US/Central, Europe/Berlin, UTC"
+        raise ValueError(f"{name!r} is not an IANA time zone; {examples}")
     return zone
 
 
-def is_same_rule(one: Terms, other: Terms) -> bool:
-    """Whether two rules count alike: time zones may have several names."""
-    if one[1:] != other[1:]:
-        return False
-    return one[0] == other[0] or bool(time_zone(one[0]) == time_zone(other[0]))
-
-
 def parse_dates(text: str | None, rule: Rule) -> Dates:
-    """The dates FROM..TO, or a single one; 2000-01-01 and tomorrow for what is left out.
-
-    Raises ValueError.
-    """
+    """The dates FROM..TO, or a single one; 2000-01-01 and tomorrow for what is left out. Raises
+    ValueError."""
     tomorrow = (datetime.now(rule.zone).date() + timedelta(1)).isoformat()
     first, separator, last = (text or "..").partition("..")
     ends = (first or FIRST_DATE, (last or tomorrow) if separator else first)
@@ -488,15 +432,15 @@ NEWLINE, OPEN, CLOSE = b"\n{}"
 BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
-MAX_SIZE = sys.maxsize
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
-PIECE = 4096  # users in one JSON array
+MAX_SIZE = sys.maxsize
+PIECE = 1024  # users in one JSON array
 SHOWN = 20  # bad records of a load to report in full
 Piece = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
 
 
 class Tally(Struct):
-    """What was read, in the terms of load_log; size is in bytes of the sources."""
+    """What was read, in the terms of load_log; too_early are active events before 2000."""
 
     lines: int = 0
     blank_lines: int = 0
@@ -505,8 +449,8 @@ class Tally(Struct):
     anonymous_events: int = 0
     out_of_range_events: int = 0
     bad_records: int = 0
-    size: int = 0
-    too_early: int = 0  # of the events out of range, those before 2000
+    bytes: int = 0
+    too_early: int = 0
 
     def add(self, other: Tally) -> None:
         for name in self.__struct_fields__:
@@ -517,7 +461,7 @@ class Batch(Struct):
     """What was found in some successive lines of a range.
 
     bad has the line from 1 in the batch, the reason, and the record where it is wanted. users are
-    those of active events by date, until they are made into pieces.
+    made into pieces when the batch is closed.
     """
 
     tally: Tally = msgspec.field(default_factory=Tally)
@@ -525,33 +469,35 @@ class Batch(Struct):
     users: Users = {}
     pieces: list[Piece] = []
 
-    def close(self, dates: Dates) -> Batch:
-        """Make pieces of the users on some dates, tally the others."""
-        tally = self.tally
-        for day, users in self.users.items():
-            tally.active_events += len(users)
-            tally.anonymous_events += users.count(None) + users.count("")
-            if dates[0] <= day <= dates[1]:
-                self.pieces += pieces(day, sorted({user for user in users if user}))
+    def add(self, engagement_events: int, users: Users) -> None:
+        """Add what Rule.active_users found."""
+        self.tally.engagement_events += engagement_events
+        for day, some in users.items():
+            if day in self.users:
+                self.users[day] += some
             else:
-                tally.out_of_range_events += len(users)
-                tally.too_early += len(users) if day < FIRST_DATE else 0
+                self.users[day] = some
+
+    def close(self, dates: Dates) -> Batch:
+        """Make pieces of the users on some dates, and tally the others."""
+        for day, users in self.users.items():
+            self.tally.active_events += len(users)
+            self.tally.anonymous_events += users.count(None) + users.count("")
+            self.tally.too_early += len(users) * (day < FIRST_DATE)
+            if not dates[0] <= day <= dates[1]:
+                self.tally.out_of_range_events += len(users)
+                continue
+            each = sorted({user for user in users if user})
+            for start in range(0, len(each), PIECE):
+                some = each[start : start + PIECE]
+                self.pieces.append((day, some[0], len(some), to_json(some)))
         self.users = {}
         return self
 
 
-def pieces(day: str, users: list[str]) -> Iterator[Piece]:
-    """Yield the sorted users of a date in JSON arrays of a bounded size."""
-    for start in range(0, len(users), PIECE):
-        some = users[start : start + PIECE]
-        yield day, some[0], len(some), to_json(some)
-
-
 class Scanner:
-    """Turns a range into batches of what counts under a rule on some dates.
-
-    With validate every line is decoded; with keep every bad record is kept whole.
-    """
+    """Turns a range into batches of what counts under a rule on some dates. With validate every
+    line is decoded; with keep every bad record is kept whole."""
 
     def __init__(
         self,
@@ -582,32 +528,37 @@ class Scanner:
 
         with about(place), opened(part) as (stream, file, length):
             position = file.tell()
-            for buffer, length in blocks(stream, length, part.start == 0, self.block_size):
-                self.scan_block(buffer, length, batch)
-                size += length
+            for buffer, filled in blocks(stream, length, part.start == 0, self.block_size):
+                self.scan_block(buffer, filled, batch)
+                size += filled
                 if size >= BATCH:
-                    batch.tally.size = file.tell() - position
+                    batch.tally.bytes = file.tell() - position
                     yield batch.close(self.dates)
-                    position += batch.tally.size
+                    position += batch.tally.bytes
                     lines += batch.tally.lines
                     size, batch = 0, Batch()
-            batch.tally.size = file.tell() - position
+            batch.tally.bytes = file.tell() - position
         yield batch.close(self.dates)
 
     def scan_block(self, buffer: bytearray, length: int, batch: Batch) -> None:
         """Add the whole lines in the first length bytes of a buffer to a batch."""
         stop = length - (buffer[length - 1] == NEWLINE)
         lines = stringzilla.count(buffer, b"\n", 0, stop) + 1
-        if self.is_usual(buffer, stop, lines):
+        # Every line is framed as an object if all that is between them is "}\n{".
+        is_framed = buffer[0] == OPEN and buffer[stop - 1] == CLOSE
+        is_framed = is_framed and stringzilla.count(buffer, b"}\n{", 0, stop) == lines - 1
+        if is_framed and not self.has_doubtful_escapes(buffer, stop):
             try:
                 events = self.usual_events(buffer, stop, lines)
-                self.add(self.rule.active_users(events), batch)
+                engagement_events, users = self.rule.active_users(events)
+                self.is_dense = self.validate or engagement_events > lines // 2
+                batch.add(engagement_events, users)
                 batch.tally.lines += lines
                 return
             except (ValueError, RecursionError):
                 pass  # the plain reading finds out which line it is
         start = 0
-        while start <= stop:
+        for _ in range(lines):
             end = buffer.find(b"\n", start, stop)
             end = stop if end < 0 else end
             self.scan_line(bytes(memoryview(buffer)[start:end]), batch)
@@ -622,9 +573,9 @@ class Scanner:
                 batch.tally.blank_lines += 1
             elif record[0] != OPEN or record[-1] != CLOSE:
                 raise BadRecord("is not a JSON object, {...}: one event per line is expected")
-            elif self.validate or self.rule.needle in record or self.has_doubtful_escapes(record):
+            elif self.may_matter(record):
                 event = self.engagement_event(record)
-                self.add(self.rule.active_users([event] if event else []), batch)
+                batch.add(*self.rule.active_users([event] if event else []))
         except BadRecord as error:
             batch.tally.bad_records += 1
             if self.keep or len(batch.bad) < SHOWN:
@@ -632,24 +583,14 @@ class Scanner:
 
     def engagement_event(self, record: bytes) -> Event | None:
         """The event of a JSON object, or None if its name is another. Raises BadRecord."""
+        event: Event | None
         try:
             text = str(record, "utf-8")
-            event: Event | None
-            try:
-                event = usual_event.decode(text)
-            except msgspec.ValidationError:
-                # Types matter in engagement events only, and of a field given twice the last counts.
-                import json
-
-                any_object.decode(text)  # is stricter than json
-                fields = json.loads(text)
-                event = (
-                    unusual_event(fields) if self.rule.is_named(fields.get("event_name")) else None
-                )
+            event = usual_event.decode(text)
         except UnicodeDecodeError as error:
             raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
-        except BadRecord:
-            raise
+        except msgspec.ValidationError:
+            event = self.unusual_event(text)
         except (ValueError, RecursionError) as error:
             raise BadRecord(str(error)) from None
         if event is None or not self.rule.is_named(event.event_name):
@@ -658,54 +599,43 @@ class Scanner:
             raise BadRecord("user_pseudo_id has a NUL character")
         return event
 
-    def add(self, found: tuple[int, Users], batch: Batch) -> None:
-        """Add what Rule.active_users found to a batch."""
-        engagement_events, users = found
-        batch.tally.engagement_events += engagement_events
-        for day, some in users.items():
-            if day in batch.users:
-                batch.users[day] += some
-            else:
-                batch.users[day] = some
+    def unusual_event(self, text: str) -> Event | None:
+        """Like engagement_event, where a field is of another type than usual. Types matter in
+        engagement events only, and of a field given twice the last one counts."""
+        import json
 
-    def is_usual(self, buffer: bytearray, stop: int, lines: int) -> bool:
-        """Whether every line is framed as an object, by the number of "}\\n{" between them, and no
-        escape can spell what is searched for."""
-        return (
-            buffer[0] == OPEN
-            and buffer[stop - 1] == CLOSE
-            and stringzilla.count(buffer, b"}\n{", 0, stop) == lines - 1
-            and not self.has_doubtful_escapes(buffer, stop)
-        )
+        try:
+            any_object.decode(text)  # is stricter than json
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadRecord(str(error)) from None
+        return unusual_event(record) if self.rule.is_named(record.get("event_name")) else None
 
-    def has_doubtful_escapes(self, text: bytes | bytearray, stop: int = MAX_SIZE) -> bool:
-        stop = min(stop, len(text))
+    def may_matter(self, record: bytes) -> bool:
+        """Whether a line is to be decoded."""
+        is_found = self.rule.needle in record
+        return self.validate or is_found or self.has_doubtful_escapes(record, len(record))
+
+    def has_doubtful_escapes(self, text: bytes | bytearray, stop: int) -> bool:
         return stringzilla.find(text, b"\\u00", 0, stop) >= 0 and any(
             stringzilla.find(text, escape, 0, stop) >= 0 for escape in self.doubtful_escapes
         )
 
     def usual_events(self, buffer: bytearray, stop: int, lines: int) -> list[Event]:
         """The events of the lines that hold the needle, or of all lines where most of them do.
-
-        Raises ValueError if one is unusual in any way, RecursionError.
-        """
+        Raises ValueError or RecursionError if one is unusual in any way."""
         view = memoryview(buffer)
-        if self.is_dense:
-            wanted = lines
-            text = str(view[:stop], "utf-8")
-        else:
-            found = []
-            at = stringzilla.find(buffer, self.rule.needle, 0, stop)
-            while at >= 0:
-                start = buffer.rfind(b"\n", 0, at) + 1
-                end = buffer.find(b"\n", at, stop)
-                end = stop if end < 0 else end
-                found.append(view[start:end])
-                at = stringzilla.find(buffer, self.rule.needle, end, stop)
-            wanted = len(found)
-            text = str(b"\n".join(found), "utf-8")
-            self.is_dense = wanted > lines // 2
-        events = usual_event.decode_lines(text)
+        needle = self.rule.needle
+        found = [view[:stop]] if self.is_dense else []
+        at = MAX_SIZE if self.is_dense else stringzilla.find(buffer, needle, 0, stop)
+        while 0 <= at < stop:
+            start = buffer.rfind(b"\n", 0, at) + 1
+            end = buffer.find(b"\n", at, stop)
+            end = stop if end < 0 else end
+            found.append(view[start:end])
+            at = stringzilla.find(buffer, needle, end, stop)
+        wanted = lines if self.is_dense else len(found)
+        events = usual_event.decode_lines(str(b"\n".join(found), "utf-8"))
         if len(events) != wanted:
             raise BadRecord("there are two objects on a line")
         return events
@@ -724,24 +654,22 @@ CUT_SHORT = "the file was cut short while it was read; load it again when it is 
 REPLACED = "the file was replaced while it was read; load it again"
 NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
-AS_NDJSON = "export it as newline-delimited JSON"
-FORMATS = [
-    (rb"\s*\[", "a JSON array; make it one event per line with: jq -c '.[]'"),
-    (rb'\s*\{\s*\n\s*"', "pretty-printed JSON; make it one event per line with: jq -c ."),
-    (rb"PAR1", f"a Parquet file; {AS_NDJSON}"),
-    (rb"Obj\x01", f"an Avro file; {AS_NDJSON}"),
-    (rb"ORC", f"an ORC file; {AS_NDJSON}"),
-    (rb"SQLite format 3\0", f"an SQLite database; {AS_NDJSON}"),
-    (rb"PK[\x03\x05\x07]", "a zip archive; decompress it first: unzip -p"),
-    (rb"\xfd7zXZ\0", "xz-compressed; decompress it first: xzcat"),
-    (rb"BZh", "bzip2-compressed; decompress it first: bzcat"),
-    (rb"\x04\x22\x4d\x18", "lz4-compressed; decompress it first: lz4cat"),
-    (rb"7z\xbc\xaf", "a 7z archive; decompress it first: 7z x -so"),
-    (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "compressed twice; decompress it first: zcat, or zstdcat"),
-    (rb"[\s\S]{257}ustar", "a tar archive; load the files in it: tar -xO"),
-    (rb"\xff\xfe|\xfe\xff|\{\0|\0\{", "UTF-16; make it UTF-8 with: iconv -f UTF-16 -t UTF-8"),
-    (rb"\s*<[!?a-zA-Z]", f"HTML or XML; {AS_NDJSON}"),
-]
+AS_JSON = "export it as newline-delimited JSON"
+FORMATS = {  # by their first bytes
+    rb"\s*\[": "a JSON array; make it one event per line: jq -c '.[]'",
+    rb'\s*\{\s*\n\s*"': "pretty-printed JSON; make it one event per line: jq -c .",
+    rb"PAR1": f"a Parquet file; {AS_JSON}",
+    rb"Obj\x01": f"an Avro file; {AS_JSON}",
+    rb"ORC": f"an ORC file; {AS_JSON}",
+    rb"PK[\x03\x05\x07]": "a zip archive; decompress it first: unzip -p",
+    rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
+    rb"BZh": "bzip2-compressed; decompress it first: bzcat",
+    rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
+    rb"\x1f\x8b|\x28\xb5\x2f\xfd": "compressed twice; decompress it once: zcat, or zstdcat",
+    rb"[\s\S]{257}ustar": "a tar archive; load the files in it: tar -xO",
+    rb"\xff\xfe|\xfe\xff|\{\0|\0\{": "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8",
+    rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
+}
 
 
 class Unreadable(OSError):
@@ -750,20 +678,19 @@ class Unreadable(OSError):
 
 class Range(Struct, frozen=True):
     """The unit of work: the lines of a source that begin in its bytes from start to end, or all of
-    it where it can't be split. data are the bytes of some lines that have been read already."""
+    it where it can't be split; data are the bytes of lines that have been read already."""
 
     source: str
     start: int = 0
     end: int | None = None
-    version: str | None = (
-        None  # of the file when it was cut into ranges: all are of one and the same
-    )
+    version: str | None = None  # of the file when it was cut into ranges: all are of the same
     data: bytes | None = None
     size: int = 0  # in bytes, where that is known
 
 
 class Pipe(io.RawIOBase):
-    """A file that can't be sought in, whose first bytes can be looked at, and what was read told."""
+    """A file that is read from beginning to end, of which the first bytes can be looked at, and
+    tell() is what was read."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -776,12 +703,10 @@ class Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self.head))
-        if count:
+        count = min(len(buffer), len(self.head)) or self.file.readinto(buffer)
+        if self.head:
             buffer[:count] = self.head[:count]
             self.head = self.head[count:]
-        else:
-            count = self.file.readinto(buffer)
         self.position += count
         return count
 
@@ -789,18 +714,35 @@ class Pipe(io.RawIOBase):
         return self.position
 
 
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it."""
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path
+
+
 @contextlib.contextmanager
-def opened_source(source: str) -> Iterator[tuple[Any, bool]]:
-    """A source as a binary file, and whether it can only be read from its beginning to its end."""
+def opened_source(source: str) -> Iterator[tuple[Any, bytes | None]]:
+    """A source as a binary file; and its first bytes, or None where it can be read in ranges."""
     if "://" in source:
         system, path = file_system(source)
         in_ranges = system.info(path).get("partial", "http" not in system.protocol)
-        block_size = AHEAD if in_ranges else 0  # 0: as a stream
-        with system.open(path, "rb", block_size=block_size, cache_type="readahead") as file:
-            yield file, not in_ranges
+        ahead = AHEAD if in_ranges else 0  # 0: as a stream
+        opening = system.open(path, "rb", block_size=ahead, cache_type="readahead")
     else:
-        with open(0 if source == "-" else source, "rb", buffering=0, closefd=source != "-") as file:
-            yield file, not file.seekable()
+        name = 0 if source == "-" else source
+        opening = open(name, "rb", buffering=0, closefd=source != "-")
+        in_ranges = opening.seekable()
+    with opening as file:
+        if not in_ranges:
+            pipe = Pipe(file)
+            yield pipe, pipe.head
+            return
+        start = file.tell()
+        head = file.read(4)
+        file.seek(start)
+        yield file, head if source == "-" or head.startswith((GZIP, *ZSTD)) else None
 
 
 @contextlib.contextmanager
@@ -810,44 +752,33 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
     if part.data is not None:
         if part.start == 0 and part.data.startswith((GZIP, *ZSTD)):
             raise Unreadable(NOT_LIVE)
-        stream = io.BytesIO(part.data)
+        stream: Any = io.BytesIO(part.data)
         yield stream, stream, len(part.data)
         return
     with contextlib.ExitStack() as stack:
-        file, is_pipe = stack.enter_context(opened_source(part.source))
+        file, head = stack.enter_context(opened_source(part.source))
         if part.version not in (None, version(part.source, file)):
             raise Unreadable(REPLACED)
         if part.end is not None:
             start = line_start(file, part.start)
-            end = line_start(file, part.end)
+            length = line_start(file, part.end) - start
             file.seek(start)
-            yield file, file, end - start
+            yield file, file, length
             return
-        if is_pipe:
-            file = Pipe(file)
-        magic = file.head if is_pipe else peeked(file)
-        lines: Any = file
-        if magic.startswith(GZIP):
+        stream = file
+        if head and head.startswith(GZIP):
             from isal import igzip
 
-            reader = io.BufferedReader(file, BLOCK)
-            lines = stack.enter_context(igzip.IGzipFile(fileobj=reader))  # type: ignore[no-untyped-call]
-        elif magic.startswith(ZSTD):
+            reader: Any = io.BufferedReader(file, BLOCK)
+            stream = stack.enter_context(igzip.IGzipFile(fileobj=reader))  # type: ignore[no-untyped-call]
+        elif head and head.startswith(ZSTD):
             if sys.version_info >= (3, 14):
                 from compression import zstd
             else:
                 from backports import zstd
 
-            lines = stack.enter_context(zstd.ZstdFile(io.BufferedReader(file, BLOCK)))
-        yield lines, file, MAX_SIZE
-
-
-def peeked(file: Any) -> bytes:
-    """The first bytes of what is still to be read of a file."""
-    position = file.tell()
-    magic: bytes = file.read(4)
-    file.seek(position)
-    return magic
+            stream = stack.enter_context(zstd.ZstdFile(io.BufferedReader(file, BLOCK)))
+        yield stream, file, MAX_SIZE
 
 
 def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
@@ -858,7 +789,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
     """
     buffer = bytearray(size)
     held = 0
-    is_whole = left < MAX_SIZE
+    is_bounded = left < MAX_SIZE
     while left:
         if held > MAX_LINE:
             raise Unreadable(TOO_LONG)
@@ -867,31 +798,24 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
             longer[:held] = memoryview(buffer)[:held]
             buffer = longer
         count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
-        if not count and is_whole:
+        if not count and is_bounded:
             raise Unreadable(CUT_SHORT)
         left = left - count if count else 0
         filled = held + count
         length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
-        if length:
-            skipped = 0
-            if is_start:
-                skipped = len(BOM) if buffer.startswith(BOM) else 0
-                buffer[: filled - skipped] = buffer[skipped:filled]
-                length -= skipped
-                filled -= skipped
-                refuse_other_formats(bytes(buffer[: min(filled, 512)]))
+        skipped = len(BOM) if length and is_start and buffer.startswith(BOM) else 0
+        if length and is_start:
+            head = bytes(buffer[skipped : min(filled, 512)])
+            for magic, name in FORMATS.items():
+                if re.match(magic, head):
+                    raise Unreadable(f"is {name}")
             is_start = False
-            if length:
-                yield buffer, length
-            buffer[: filled - length] = buffer[length:filled]
+        if skipped:
+            buffer[: length - skipped] = buffer[skipped:length]
+        if length > skipped:
+            yield buffer, length - skipped
+        buffer[: filled - length] = buffer[length:filled]
         held = filled - length
-
-
-def refuse_other_formats(head: bytes) -> None:
-    """Raise Unreadable if the first bytes of a source are those of another format."""
-    for magic, name in FORMATS:
-        if re.match(magic, head):
-            raise Unreadable(f"is {name}")
 
 
 def line_start(stream: Any, offset: int) -> int:
@@ -911,14 +835,6 @@ def line_start(stream: Any, offset: int) -> int:
     raise Unreadable(TOO_LONG)
 
 
-def file_system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it."""
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(url)
-    return system, path
-
-
 def version(source: str, file: Any) -> str | None:
     """What changes when another file takes the place of a source."""
     if "://" not in source:
@@ -935,14 +851,14 @@ def expanded(events: Iterable[str]) -> list[str]:
     sources = []
     for source in events:
         with about(source):
-            if "://" in source and re.search(r"[*?[]", source) and not source.startswith("http"):
-                system, path = file_system(source)
-                found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
-                if not found:
-                    raise FileNotFoundError
-                sources += found
-            else:
+            if "://" not in source or source.startswith("http") or not set("*?[") & set(source):
                 sources.append(source)
+                continue
+            system, path = file_system(source)
+            found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+            if not found:
+                raise FileNotFoundError
+            sources += found
     return sources
 
 
@@ -951,20 +867,20 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
     more), or a whole source where it can't be split. Raises LoadError if one can't be read."""
     parts = []
     for source in sources:
+        is_url = "://" in source
         with about(source):
-            if "://" not in source and (source == "-" or not os.path.isfile(source)):
+            if not is_url and (source == "-" or not os.path.isfile(source)):
                 if os.path.isdir(source):
                     raise Unreadable("is a directory; name the files in it")
                 os.stat(0 if source == "-" else source)
-                parts.append(Range(source))
+                parts.append(Range(source))  # a pipe is opened once only
                 continue
-            with opened_source(source) as (file, is_pipe):
-                is_url = "://" in source
-                end = file.size if is_url else os.fstat(file.fileno()).st_size
+            with opened_source(source) as (file, head):
+                end = os.fstat(file.fileno()).st_size if not is_url else getattr(file, "size", None)
                 token = version(source, file)
-                if is_pipe or end is None or peeked(file).startswith((GZIP, *ZSTD)):
-                    parts.append(Range(source, version=token, size=end or 0))
-                    continue
+            if head is not None or end is None:
+                parts.append(Range(source, version=token, size=end or 0))
+                continue
             step = max(size, 4 * BATCH) if is_url else size
             for start in range(0, end, step):
                 length = min(step, end - start)
@@ -978,15 +894,17 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
 # the input. So line numbers, bad records and the first error need no care.
 
 SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
-PER_WORKER = 4  # ranges a worker has been given or has finished before their turn
+PER_WORKER = 4  # ranges that a worker has been given, or has finished before their turn
+HELD = 16 << 20  # bytes of users to hold in memory
 TICK = 0.2  # seconds without input after which a live load looks at the clock
+Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
 def in_order(
     parts: Iterable[Range], submit: Callable[[Range], Callable[[], Iterable[Batch]]], ahead: int
-) -> Iterator[tuple[Range, Batch]]:
-    """Yield some ranges with their batches, in order. submit begins a range and returns what waits
-    for its batches; it is called a bounded number of ranges ahead."""
+) -> Found:
+    """Yield ranges with their batches. submit begins a range and returns what waits for its
+    batches; it is called a bounded number of ranges ahead."""
     begun: deque[tuple[Range, Callable[[], Iterable[Batch]]]] = deque()
     for part in itertools.chain(parts, itertools.repeat(None, ahead)):
         if part:
@@ -997,52 +915,44 @@ def in_order(
                 yield first, batch
 
 
-def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Iterator[tuple[Range, Batch]]:
-    """Yield some ranges with their batches, scanned in this process. Raises LoadError."""
+def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
+    """Scan ranges in this process. Raises LoadError."""
     return ((part, batch) for part in parts for batch in scan(part))
 
 
-def scan_in_processes(
-    parts: list[Range], scan: Scanner, workers: int
-) -> Iterator[tuple[Range, Batch]]:
+def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
     """Like scan_in_turn, in several processes at once, each at the end of a pipe of its own."""
     from concurrent.futures import ThreadPoolExecutor
     from queue import SimpleQueue
 
     idle: SimpleQueue[Any] = SimpleQueue()
 
-    def answer(connection: Any) -> tuple[Iterable[Batch], bool]:
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
-            what = "a scanning process was killed (out of memory?); try fewer --workers"
-            raise LoadError(what) from None
-        if isinstance(message, LoadError):
-            raise message
-        batches, is_last = message
-        return batches, is_last
+    def answers(connection: Any) -> Iterator[list[Batch]]:
+        is_last = False
+        while not is_last:
+            try:
+                batches, is_last = connection.recv()
+            except (EOFError, OSError):
+                what = "a scanning process was killed (out of memory?); try fewer --workers"
+                raise LoadError(what) from None
+            if isinstance(batches, LoadError):
+                raise batches
+            if is_last:
+                idle.put(connection)
+            yield batches
 
     def ask(part: Range) -> Iterable[Batch]:
         connection = idle.get()
-        with contextlib.suppress(OSError):  # answer tells
+        with contextlib.suppress(OSError):  # answers tells
             connection.send(part)
-        batches, is_last = answer(connection)
-        if is_last:
-            idle.put(connection)
-            return batches
-        return itertools.chain(batches, others(connection))
-
-    def others(connection: Any) -> Iterator[Batch]:
-        is_last = False
-        while not is_last:
-            batches, is_last = answer(connection)
-            yield from batches
-        idle.put(connection)
+        rest = answers(connection)
+        first = next(rest)  # here in a thread; what is more than a worker may hold, in its turn
+        return itertools.chain(first, itertools.chain.from_iterable(rest))
 
     with worker_processes(workers, scan) as connections:
         for connection in connections:
             idle.put(connection)
-        block = signal.pthread_sigmask, (signal.SIG_BLOCK, STOPS)  # signals are for the main thread
+        block = signal.pthread_sigmask, (signal.SIG_BLOCK, STOPS)  # signals are the main thread's
         executor = ThreadPoolExecutor(workers, "scan", *block)
         try:
             submit = lambda part: executor.submit(ask, part).result  # noqa: E731
@@ -1065,18 +975,17 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
             # A fork starts at once and shares what is imported; elsewhere than on Linux it is unsafe.
             method = "fork" if sys.platform == "linux" else None
             context: Any = multiprocessing.get_context(method)
-            for _ in range(number):
-                ours, theirs = context.Pipe()
-                connections.append(ours)
-                process = context.Process(target=work, args=(theirs, scan), daemon=True)
-                # until the worker knows that they are its parent's to handle
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-                try:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
+            try:
+                for _ in range(number):
+                    ours, theirs = context.Pipe()
+                    connections.append(ours)
+                    process = context.Process(target=work, args=(theirs, scan), daemon=True)
                     process.start()
                     processes.append(process)
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                theirs.close()
+                    theirs.close()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield connections
     finally:
         for process in processes:
@@ -1086,8 +995,8 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
 
 
 def work(connection: Any, scan: Scanner) -> None:
-    """Scan the ranges that come over a connection; answer each with some lists of batches, each
-    with whether it is the last, or with a LoadError."""
+    """Scan the ranges that come over a connection; answer each with some lists of batches, or with
+    a LoadError, each with whether it is the last."""
     import multiprocessing
     import threading
 
@@ -1102,29 +1011,24 @@ def work(connection: Any, scan: Scanner) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
-        part = connection.recv()
         batches: list[Batch] = []
         held = 0
         try:
-            for batch in scan(part):
+            for batch in scan(connection.recv()):
                 batches.append(batch)
-                held += sum(len(piece[3]) for piece in batch.pieces)
-                held += sum(len(record) for _, _, record in batch.bad)
-                if held > HELD:  # else it is the parent that holds it until its turn
+                held += sum(len(users) for *_, users in batch.pieces)
+                held += sum(len(record) for *_, record in batch.bad)
+                if held > HELD:  # less than that the parent holds until its turn
                     connection.send((batches, False))
                     batches, held = [], 0
             connection.send((batches, True))
         except LoadError as error:
-            connection.send(error)
+            connection.send((error, True))
 
 
-def scan_on_cluster(
-    parts: list[Range], scan: Scanner, address: str
-) -> Iterator[tuple[Range, Batch]]:
-    """Like scan_in_turn, on the workers of a Dask cluster, which see the same files.
-
-    A worker that is lost is made up for by the others.
-    """
+def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
+    """Like scan_in_turn, on the workers of a Dask cluster, which see the same files. A worker that
+    is lost is made up for by the others."""
     import logging
     import warnings
 
@@ -1142,8 +1046,7 @@ def scan_on_cluster(
         client.upload_file(os.path.realpath(__file__))
 
         def submit(part: Range) -> Callable[[], list[Batch]]:
-            future = client.submit(scan_range, scan, part, pure=False)
-            return lambda: cluster_result(client, future, address)
+            return partial(cluster_result, client.submit(scan_range, scan, part, pure=False))
 
         yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
 
@@ -1153,14 +1056,15 @@ def scan_range(scan: Scanner, part: Range) -> list[Batch]:
     return list(scan(part))
 
 
-def cluster_result(client: Any, future: Any, address: str) -> list[Batch]:
+def cluster_result(future: Any) -> list[Batch]:
     """What a worker of a cluster has found. Raises LoadError, also if all workers are gone."""
+    address = future.client.scheduler.address
     while True:
         try:
             batches: list[Batch] = future.result(timeout=30)
             return batches
         except TimeoutError:
-            if not client.nthreads():
+            if not future.client.nthreads():
                 what = "has no workers any more; start some and load again"
                 raise LoadError(f"{address}: {what}") from None
         except LoadError as error:
@@ -1182,83 +1086,57 @@ def check_cluster(client: Any, address: str) -> None:
 
 
 def arriving(sources: Iterable[str], stopped: list[int]) -> Iterator[Range | None]:
-    """Yield the whole lines that come through pipes as ranges, and None where there are none yet.
-
-    Files and URLs are cut into ranges as ever. It ends once something is in stopped.
-    """
+    """Yield the whole lines that come through pipes as ranges, and None where there are none yet;
+    files and URLs are cut into ranges as ever. Something in stopped ends it."""
     for source in sources:
-        if stopped:
-            return
         if "://" in source or os.path.isfile(source):
             yield from ranges([source], BATCH)
-        else:
-            with about(source):
-                # without blocking: it may be long until a named pipe is opened at its other end
-                flags = os.O_RDONLY | os.O_NONBLOCK
-                descriptor = 0 if source == "-" else os.open(source, flags)
-                try:
-                    yield from arriving_lines(source, descriptor, stopped)
-                finally:
-                    if descriptor:
-                        os.close(descriptor)
+            continue
+        with about(source):
+            # without blocking: it may be long until a named pipe is opened at its other end
+            flags = os.O_RDONLY | os.O_NONBLOCK
+            descriptor = 0 if source == "-" else os.open(source, flags)
+            try:
+                yield from arriving_lines(source, descriptor, stopped)
+            finally:
+                if descriptor:
+                    os.close(descriptor)
 
 
 def arriving_lines(source: str, descriptor: int, stopped: list[int]) -> Iterator[Range | None]:
-    """Yield what comes through a pipe as arriving does."""
+    """Yield what comes through one pipe as arriving does."""
     held = bytearray()
     start = 0
     while not stopped:
-        if not select.select([descriptor], [], [], TICK)[0]:
-            yield None
-            continue
-        chunk = os.read(descriptor, 1 << 20)
-        newline = chunk.rfind(b"\n")
-        length = len(held) + newline + 1 if newline >= 0 or not chunk else 0
-        held += chunk
-        if length:
-            yield Range(source, start, data=bytes(held[:length]))
-            start += length
-            del held[:length]
-        else:
-            yield None
-        if len(held) > MAX_LINE:
-            raise Unreadable(TOO_LONG)
-        if not chunk:
+        chunk = None
+        if select.select([descriptor], [], [], TICK)[0]:
+            chunk = os.read(descriptor, 1 << 20)
+            newline = chunk.rfind(b"\n")
+            length = len(held) + newline + 1 if newline >= 0 or not chunk else 0
+            held += chunk
+            if length:
+                yield Range(source, start, data=bytes(held[:length]))
+                start += length
+                del held[:length]
+            if len(held) > MAX_LINE:
+                raise Unreadable(TOO_LONG)
+        if chunk == b"":
             return
+        yield None
     if held:
         say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
 
 
-def arriving_batches(
-    sources: Iterable[str], scanner: Callable[[], Scanner], stopped: list[int]
-) -> Iterator[tuple[Range, Batch] | LoadError | None]:
-    """Yield what is found in what arrives, None when nothing has come for a while, and last what
-    ended it if that is an error. Dates until tomorrow move on: the scanner is made each time."""
-    try:
-        for part in arriving(sources, stopped):
-            if part is None:
-                yield None
-            else:
-                yield from scan_in_turn([part], scanner())
-    except LoadError as error:
-        yield error
-
-
-# -- A load and its database -----------------------------------------------------------------------
+# -- A load ----------------------------------------------------------------------------------------
 #
-# A load holds the users of some batches by date, in bounded memory, and gives them back sorted, each
-# once. So what is new to a date is told by comparing it with what the database holds in the same
-# order, before anything is written; a dry run is the same without the writing.
+# A load holds the users of some batches by date in bounded memory, and gives them back in order, each
+# once.
 
-HELD = 16 << 20  # bytes of users in memory; more go to a temporary file
-CHUNK = 65_536  # users that are compared with the database and stored at once
-LOCK_SECONDS = 60.0
-SQLITE_CACHE = 32 << 10  # KiB
-TEMPORARY = "temporary files (TMPDIR)"
+CHUNK = 65_536  # users that are compared with a database and stored at once
 
 
 class Load:
-    """Adds up batches in bounded memory: pieces past a bound are kept in a temporary database."""
+    """Adds up batches; pieces past a bound are kept in a temporary database."""
 
     def __init__(self) -> None:
         self.tally = Tally()
@@ -1293,29 +1171,18 @@ class Load:
         self.pieces = {}
         self.held = 0
 
-    def pieces_on(self, day: str) -> Iterator[tuple[str, str]]:
-        """Yield the pieces of a date in the order of their first users."""
-        pieces = sorted(self.pieces.get(day, ()))
-        if self.staged is None:
-            return iter(pieces)
-        query = "SELECT first, users FROM piece WHERE date = ? ORDER BY first"
-        return merge(pieces, self.staged.execute(query, (day,)))
-
-    def close(self) -> None:
-        if self.staged is not None:
-            self.staged.close()
-
     def users(self, day: str) -> Iterator[list[str]]:
-        """Yield the users of a date in order, each once, some 65,536 at a time.
-
-        Pieces overlap: what comes before the first user of the next piece is complete.
-        """
+        """Yield the users of a date in order, each once, some 65,536 at a time."""
+        pieces: Iterable[tuple[str, str]] = sorted(self.pieces.get(day, ()))
+        if self.staged is not None:
+            query = "SELECT first, users FROM piece WHERE date = ? ORDER BY first"
+            pieces = merge(pieces, self.staged.execute(query, (day,)))
         pending: list[str] = []
         left = 0
-        for first, users in self.pieces_on(day):
+        for first, users in pieces:
             if len(pending) >= left + CHUNK:
                 pending.sort()
-                complete = bisect_left(pending, first)
+                complete = bisect_left(pending, first)  # no later piece has any of these
                 if complete:
                     yield list(dict.fromkeys(pending[:complete]))
                     del pending[:complete]
@@ -1324,10 +1191,25 @@ class Load:
         if pending:
             yield list(dict.fromkeys(sorted(pending)))
 
+    def close(self) -> None:
+        if self.staged is not None:
+            self.staged.close()
+
+
+# -- The database ----------------------------------------------------------------------------------
+#
+# What is new to a date is told by comparing a load with what is stored, before anything is written:
+# a dry run is the same without the writing.
+
+LOCK_SECONDS = 60.0
+SQLITE_CACHE = 32 << 10  # KiB
+SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
+Columns = dict[str, tuple[str, str | None]]  # of a table, by name: type, and default if any
+
 
 class DateCount(Struct):
     """What became of a date: its active users as they now stand in the table, how many of them
-    this load added and removed, and how many it held, or left out because the date is final."""
+    this load added, removed, held, and left out because the date is final."""
 
     date: str
     active_user_count: int
@@ -1337,35 +1219,19 @@ class DateCount(Struct):
     left_out: int = 0
 
 
-Columns = dict[str, tuple[str, str | None]]  # of a table, by name: type, and default if it has one
-TABLES = ("active_user_table", "active_user", "load_log")
-SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
-
-
-def schema() -> str:
-    """The text of schema.sql. Raises LoadError."""
-    try:
-        with open(SCHEMA, encoding="utf-8") as file:
-            return file.read()
-    except OSError as error:
-        what = f"{SCHEMA}: {error.strerror}; it belongs beside load_active_users.py"
-        raise LoadError(what) from None
-
-
 class Sqlite:
-    """A transaction with an SQLite file: to write, which creates the file if missing, or to read,
-    where it is an empty database if missing.
-
-    Class Postgres has the same methods, and its own spelling of these statements.
-    """
+    """A transaction with an SQLite file; to read where there is no file is to find nothing."""
 
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
         SELECT ?, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
     KNOWN = """SELECT json_group_array(value) FROM json_each(?) WHERE EXISTS (
         SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
+    BETWEEN = """SELECT json_group_array(user_pseudo_id) FROM active_user
+        WHERE date = ? AND user_pseudo_id BETWEEN ? AND ?"""
     COLUMNS = """SELECT t.name, c.name, upper(c.type), c.dflt_value
         FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY c.cid"""
     VERSION = "PRAGMA user_version"
+    TYPES: dict[str, str] = {}
 
     def __init__(self, path: str, patience: float) -> None:
         self.path = path
@@ -1374,45 +1240,38 @@ class Sqlite:
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
 
     def begin(self, write: bool) -> None:
-        if write:
-            self.begin_writing()
-        elif os.path.exists(self.path):
-            self.begin_reading()
-
-    def begin_writing(self) -> None:
-        """Begin when it is our turn, in the file that is there then: a failed first load removes
-        the file it has made."""
-        while True:
-            with contextlib.suppress(FileExistsError):
-                open(self.path, "xb").close()
-                self.is_new = True
-            before = os.stat(self.path).st_ino
-            self.connection.close()
-            path = os.path.abspath(self.path)
-            self.connection = sqlite3.connect(path, timeout=0.1, isolation_level=None)
-            self.execute(f"PRAGMA cache_size = -{SQLITE_CACHE}")
-            self.execute("BEGIN IMMEDIATE")
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path).st_ino == before:
-                    return
-
-    def begin_reading(self) -> None:
+        """Begin to write when it is our turn, in the file that is there then: a failed first load
+        removes the file it has made. In a directory that can't be written, a database in WAL mode
+        is read as one at rest."""
         from urllib.parse import quote
 
-        uri = "file:" + quote(os.fsencode(os.path.abspath(self.path)))
-        # In a directory that can't be written, a database in WAL mode is read as one at rest.
-        at_rest = not os.path.exists(self.path + "-wal")
-        for mode in ("mode=rw", "mode=ro&immutable=1"):
+        modes = ["mode=rw"] if write else ["mode=rw", "mode=ro&immutable=1"]
+        while modes and (write or os.path.exists(self.path)):
+            with contextlib.suppress(FileExistsError):
+                if write:
+                    open(self.path, "xb").close()
+                    self.is_new = True
+            before = os.stat(self.path).st_ino
             self.connection.close()
-            self.connection = sqlite3.connect(f"{uri}?{mode}", 0.1, 0, None, uri=True)
+            uri = f"file:{quote(os.fsencode(os.path.abspath(self.path)))}?{modes[0]}"
+            self.connection = sqlite3.connect(uri, 0.1, isolation_level=None, uri=True)
             try:
-                self.execute("BEGIN")
-                self.execute("SELECT count(*) FROM sqlite_master").fetchall()
-                return
+                self.execute(f"PRAGMA cache_size = -{SQLITE_CACHE}")
+                self.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                self.execute("SELECT count(*) FROM sqlite_master")
+                if not write or self.is_at(before):
+                    return
             except sqlite3.OperationalError as error:
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
-                if not is_closed or not at_rest or "immutable" in mode:
+                if write or not is_closed or os.path.exists(self.path + "-wal") or not modes[1:]:
                     raise
+                del modes[0]
+
+    def is_at(self, inode: int) -> bool:
+        """Whether the file that was opened is still the one of its name."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path).st_ino == inode
+        return False
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """Execute a statement; wait for a lock as long as patience, and let signals in meanwhile."""
@@ -1429,19 +1288,15 @@ class Sqlite:
         for statement in schema().split(";\n"):  # executescript would commit first
             self.execute(statement)
 
-    def known(self, day: str, users: list[str], kept: int, held: int) -> str:
-        """The users among some, in order, that the database keeps on a date, as a JSON array.
-
-        With that many kept and held by the load, it is quicker to read them all than to look up
-        each; then there may be others among them.
-        """
-        if kept > 4 * held:
-            (known,) = self.execute(self.KNOWN, to_json(users), day).fetchone()
+    def known(self, day: str, users: list[str], is_like: bool) -> str:
+        """The users among some that are stored for a date, in order, as a JSON array. If the load
+        is like what is stored, to read that is quicker than to look each up; then it may hold
+        others as well."""
+        if is_like:
+            cursor = self.execute(self.BETWEEN, day, users[0], users[-1])
         else:
-            query = """SELECT json_group_array(user_pseudo_id) FROM active_user
-                WHERE date = ? AND user_pseudo_id BETWEEN ? AND ?"""
-            (known,) = self.execute(query, day, users[0], users[-1]).fetchone()
-        return str(known)
+            cursor = self.execute(self.KNOWN, to_json(users), day)
+        return str(cursor.fetchone()[0])
 
     def commit(self) -> None:
         self.execute("COMMIT")
@@ -1451,12 +1306,13 @@ class Sqlite:
         """Roll back what is not committed."""
         with contextlib.suppress(OSError):
             if self.is_new and os.path.getsize(self.path) == 0:
-                os.unlink(self.path)  # while no other load can have it: they wait for our lock
+                os.unlink(self.path)  # whoever waits for our lock looks for it afterwards
         self.connection.close()
 
 
 class Postgres:
-    """A transaction with a PostgreSQL database, whose parameters are written ? as in SQLite."""
+    """A transaction with a PostgreSQL database: the methods and statements of Sqlite in its words.
+    schema.sql is written so that DIALECT translates it."""
 
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
         SELECT CAST(? AS DATE), value FROM json_array_elements_text(CAST(? AS JSON)) AS value
@@ -1470,7 +1326,7 @@ class Postgres:
             AND c.relname IN ('active_user_table', 'active_user', 'load_log')
         ORDER BY a.attnum"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
-    # schema.sql is written so that these make it PostgreSQL's.
+    TYPES = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
     DIALECT = (
         (r" WITHOUT ROWID", ""),
         (r"\bINTEGER\b", "BIGINT"),
@@ -1480,15 +1336,13 @@ class Postgres:
         (r"date\(([\w.]+), '([+-]\d+) days'\)", r"(\1 \2)"),
         (r"julianday", ""),
     )
-    TYPES = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
 
     def __init__(self, url: str, patience: float) -> None:
         import psycopg
 
-        self.patience = patience
-
         url = re.sub(r"^postgresql\+psycopg:", "postgresql:", url)
         timeout = psycopg.conninfo.conninfo_to_dict(url).get("connect_timeout")
+        self.patience = patience
         self.connection = psycopg.connect(
             url,
             autocommit=True,
@@ -1498,31 +1352,28 @@ class Postgres:
         )
 
     def begin(self, write: bool) -> None:
+        """Begin, to write when it is our turn: loads that overlap don't see each other's users."""
         self.execute("BEGIN" if write else "BEGIN READ ONLY")
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.patience * 1000))}")
-        if write:  # loads that overlap would not see each other's users
+        if write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
 
     def execute(self, sql: str, *values: Any) -> Any:
         return self.connection.execute(sql.replace("?", "%s").encode(), values or None)
 
     def create(self) -> None:
-        """Create what schema.sql has, as PostgreSQL spells it."""
         text = schema()
         for pattern, spelling in self.DIALECT:
             text = re.sub(pattern, spelling, text)
         self.execute(text)
 
-    def known(self, day: str, users: list[str], kept: int, held: int) -> str:
-        """The users among some that the database keeps on a date, as a JSON array."""
-        (known,) = self.execute(self.KNOWN, to_json(users), day).fetchone()
-        return str(known)
+    def known(self, day: str, users: list[str], is_like: bool) -> str:
+        return str(self.execute(self.KNOWN, to_json(users), day).fetchone()[0])
 
     def commit(self) -> None:
         self.execute("COMMIT")
 
     def close(self) -> None:
-        """Roll back what is not committed."""
         self.connection.close()
 
 
@@ -1537,10 +1388,8 @@ def is_postgres(target: str) -> bool:
 def transaction(
     target: str, write: bool = False, patience: float = LOCK_SECONDS
 ) -> Iterator[Database]:
-    """One transaction with a database: committed at the end, and at any error not.
-
-    It waits for any lock as many seconds as patience. Raises LoadError.
-    """
+    """A transaction with a database, committed at the end, and rolled back at any error. It waits
+    for a lock as many seconds as patience. Raises LoadError."""
     with about(target):
         connect = Postgres if is_postgres(target) else Sqlite
         with contextlib.closing(connect(target, patience)) as db:
@@ -1549,69 +1398,69 @@ def transaction(
             db.commit()
 
 
+def schema() -> str:
+    """The text of schema.sql. Raises LoadError."""
+    with about(SCHEMA):
+        if not os.path.exists(SCHEMA):
+            raise Unreadable("is missing; it belongs beside load_active_users.py")
+        with open(SCHEMA, encoding="utf-8") as file:
+            return file.read()
+
+
 def columns(db: Database) -> dict[str, Columns]:
     """The columns of each table, in the terms of SQLite; of PostgreSQL only our tables."""
     found: dict[str, Columns] = {}
-    types = getattr(db, "TYPES", {})
     for table, name, kind, default in db.execute(db.COLUMNS).fetchall():
-        found.setdefault(table, {})[name] = (types.get(kind, kind), default)
+        found.setdefault(table, {})[name] = (db.TYPES.get(kind, kind), default)
     return found
 
 
 def missing_columns(db: Database, target: str) -> dict[str, Columns] | None:
-    """The columns of schema.sql that the tables of a database lack since an earlier version made
-    them, by table; None if it has no tables yet. Raises LoadError if they are not ours."""
+    """What the tables of a database lack since an earlier version made them, or None if there are
+    no tables yet. Raises LoadError if they are not ours, or of a later version."""
     with contextlib.closing(Sqlite("", 0)) as model:
         model.create()
         expected = columns(model)
         latest = model.execute(model.VERSION).fetchone()[0]
     present = columns(db)
-    if not present:
-        return None
     missing: dict[str, Columns] = {}
     for table, wanted in expected.items():
-        what = (
-            f"its table {table} is not"
-            if table in present
-            else f"it has tables but no {table}: it is not"
-        )
-        found = present.get(table, {})
         for name, (kind, default) in wanted.items():
+            found = present.get(table, {})
             if name not in found and found and default is not None:  # newer than version 1.0.0
                 missing.setdefault(table, {})[name] = (kind, default)
-            elif found.get(name, (None,))[0] != kind:
-                raise LoadError(
-                    f"{shown(target)}: {what} one of load_active_users.py; choose another --db"
+            elif present and found.get(name, (None,))[0] != kind:
+                what = (
+                    f"its table {table} is not" if found else f"it has no table {table}: it is not"
                 )
-    version = db.execute(db.VERSION).fetchone()[0]
-    if int(version or 0) > latest:
-        what = f"was made by a later version of load_active_users.py than {__version__}; use that"
+                what = f"{what} one of load_active_users.py; choose another --db"
+                raise LoadError(f"{shown(target)}: {what}")
+    if present and int(db.execute(db.VERSION).fetchone()[0] or 0) > latest:
+        what = f"is of a later version of load_active_users.py than {__version__}; use that"
         raise LoadError(f"{shown(target)}: {what}")
-    return missing
+    return missing if present else None
 
 
 def create_or_upgrade(db: Database, missing: dict[str, Columns] | None) -> None:
     """Create the tables, or what those of an earlier version lack."""
-    if missing is None:
-        db.create()
-    elif missing:
-        for table, some in missing.items():
-            for name, (kind, default) in some.items():
-                kind = next((k for k, v in getattr(db, "TYPES", {}).items() if v == kind), kind)
-                definition = f"{name} {kind} NOT NULL DEFAULT {default}"
-                db.execute(f"ALTER TABLE {table} ADD COLUMN {definition}")
+    spelling = {ours: theirs for theirs, ours in db.TYPES.items()}
+    for table, some in (missing or {}).items():
+        for name, (kind, default) in some.items():
+            definition = f"{name} {spelling.get(kind, kind)} NOT NULL DEFAULT {default}"
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {definition}")
+    if missing is None or missing:
         db.create()
 
 
 def kept_terms(db: Database, target: str, missing: dict[str, Columns]) -> Terms | None:
     """The terms of the rule under which a database was filled. Raises LoadError."""
-    # Version 1.0.0 had the default alone.
+    # Version 1.0.0 had the default event name alone.
     _, names = missing.get("load_log", {}).get("event_names", ("", "event_names"))
     query = f"SELECT timezone, {names}, min_engagement_msec, valuable_events FROM load_log LIMIT 1"
     row = db.execute(query).fetchone()
-    if row is None:
-        return None
     try:
+        if row is None:
+            return None
         time_zone(row[0])
         return row[0], tuple(to_users(row[1])), int(row[2]), tuple(to_users(row[3]))
     except (TypeError, ValueError) as error:
@@ -1620,10 +1469,11 @@ def kept_terms(db: Database, target: str, missing: dict[str, Columns]) -> Terms 
 
 
 def check(db: Database, target: str, rule: Rule) -> dict[str, Columns] | None:
-    """What missing_columns returns. Raises LoadError for other tables, and for another rule."""
+    """What missing_columns returns. Raises LoadError for other tables, and for another rule: zones
+    are the same that do the same, whatever they are called."""
     missing = missing_columns(db, target)
     kept = None if missing is None else kept_terms(db, target, missing)
-    if kept and not is_same_rule(kept, rule.terms):
+    if kept and (kept[1:] != rule.terms[1:] or time_zone(kept[0]) != rule.zone):
         rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
         what = f"was filled under the rule {rules}; use that rule or another --db"
         raise LoadError(f"{shown(target)}: {what}")
@@ -1634,31 +1484,24 @@ def options(terms: Terms) -> str:
     """A rule as it is written on the command line."""
     from shlex import quote
 
-    zone, names, minimum_msec, globs = terms
-    texts = [f"--timezone {zone}"]
-    texts += [f"--event-name {quote(name)}" for name in names]
-    texts += [f"--min-engagement-msec {minimum_msec}"]
-    texts += [f"--valuable-event {quote(glob)}" for glob in globs]
-    return " ".join(texts)
+    names = [f"--event-name {quote(name)}" for name in terms[1]]
+    globs = [f"--valuable-event {quote(glob)}" for glob in terms[3]]
+    minimum = f"--min-engagement-msec {terms[2]}"
+    return " ".join([f"--timezone {terms[0]}", *names, minimum, *globs])
 
 
 def stored_count(target: str, day: Any, count: Any) -> int:
     """A count of active_user_table. Raises LoadError if somebody has put something else there."""
-    try:
+    with contextlib.suppress(ValueError):
         date.fromisoformat(str(day))
         if type(count) is int:
             return count
-    except ValueError:
-        pass
     what = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
     raise LoadError(f"{shown(target)}: {what}; correct or delete it")
 
 
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
-    """The rows of active_user_table by date, and the terms of the rule, if that may be read.
-
-    Raises LoadError.
-    """
+    """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
     with transaction(target) as db:
         missing = missing_columns(db, target)
         if missing is None:
@@ -1678,19 +1521,18 @@ def store(
     target: str,
     rule: Rule,
     load: Load,
-    replaced: Iterable[str],
+    replaced: set[str],
     log_row: Callable[[list[DateCount]], dict[str, Any]],
     dry_run: bool = False,
     patience: float = LOCK_SECONDS,
 ) -> list[DateCount]:
     """Store a load in one transaction, with its row of load_log; return what became of its dates
     and of those that it replaces, in order. Raises LoadError, Unavailable."""
-    replaced = set(replaced)
+    counts = []
     with transaction(target, not dry_run, patience) as db:
         missing = check(db, target, rule)  # again: others may have been here since the load began
         if not dry_run:
             create_or_upgrade(db, missing)
-        counts = []
         for day in sorted(replaced.union(load.users_on)):
             kept, counted = (0, None) if missing is None else counts_of(db, target, day)
             if day in replaced:
@@ -1703,15 +1545,10 @@ def store(
                 count = DateCount(day, kept + added, added, held=held)
             counts.append(count)
             if not dry_run and count.active_user_count != counted:
-                upsert(
-                    db,
-                    "active_user_table",
-                    "date",
-                    date=day,
-                    active_user_count=count.active_user_count,
-                )
+                row = {"date": day, "active_user_count": count.active_user_count}
+                upsert(db, "active_user_table", row)
         if not dry_run:
-            upsert(db, "load_log", "load_id", **log_row(counts))
+            upsert(db, "load_log", log_row(counts))
     return counts
 
 
@@ -1729,14 +1566,13 @@ def merge_date(db: Database, day: str, load: Load, kept: int, dry_run: bool) -> 
     held = added = 0
     for users in load.users(day):
         held += len(users)
-        new = users
         if kept:
-            known = db.known(day, users, kept, load.users_on[day])
             text = to_json(users)
-            new = [] if known == text else sorted(set(users).difference(to_users(known)))
-        added += len(new)
-        if new and not dry_run:
-            db.execute(db.INSERT, day, to_json(new))
+            known = db.known(day, users, kept <= 4 * load.users_on[day])
+            users = [] if known == text else sorted(set(users).difference(to_users(known)))
+        added += len(users)
+        if users and not dry_run:
+            db.execute(db.INSERT, day, to_json(users))
     return held, added
 
 
@@ -1750,26 +1586,18 @@ def replace_date(db: Database, day: str, load: Load, kept: int, dry_run: bool) -
     return DateCount(day, held, added, removed, held)
 
 
-def upsert(db: Database, table: str, key: str, **row: Any) -> None:
+def upsert(db: Database, table: str, row: dict[str, Any]) -> None:
+    """Insert a row, or bring it up to date; its first column is the key."""
+    key, *others = row
     marks = ", ".join("?" * len(row))
-    update = ", ".join(f"{name} = excluded.{name}" for name in row if name != key)
-    db.execute(
-        f"""INSERT INTO {table} ({", ".join(row)}) VALUES ({marks})
-            ON CONFLICT ({key}) DO UPDATE SET {update}""",
-        *row.values(),
-    )
+    update = ", ".join(f"{name} = excluded.{name}" for name in others)
+    insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"
+    db.execute(f"{insert} ON CONFLICT ({key}) DO UPDATE SET {update}", *row.values())
 
 
 # -- The report ------------------------------------------------------------------------------------
 
-TALLIES = (
-    "lines",
-    "engagement_events",
-    "active_events",
-    "anonymous_events",
-    "out_of_range_events",
-    "bad_records",
-)
+TALLIES = Tally.__struct_fields__[:1] + Tally.__struct_fields__[2:7]
 ASCII = str.maketrans({"█": "#", "→": "->"})  # for terminals that have no more
 
 
@@ -1778,11 +1606,12 @@ class Run:
 
     def __init__(self, events: Iterable[str], rule: Rule, replace: bool) -> None:
         names = [os.fsencode(shown(name)).decode(errors="backslashreplace") for name in events]
-        self.names = rule.terms[1]
         self.started = time.monotonic()
+        self.names = rule.terms[1]
+        self.loads = 0
         self.tally = Tally()
         self.counts: dict[str, DateCount] = {}
-        self.loads = 0
+        self.columns = ["date", "active_user_count", "added", *["removed"] * replace]
         self.row = {
             "load_id": os.urandom(8).hex(),
             "sources": ascii_json(names),
@@ -1793,41 +1622,30 @@ class Run:
             "replaced": int(replace),
         }
 
-    def log_row(self, load: Load, dates: Dates, counts: list[DateCount]) -> dict[str, Any]:
-        """The row of load_log once a load is committed."""
-        total = Tally()
-        total.add(self.tally)
-        total.add(load.tally)
-        every = [*self.counts.values(), *counts]
+    def sum(self, name: str) -> int:
+        """The sum of a column over all dates."""
+        return sum(getattr(count, name) for count in self.counts.values())
+
+    def add(self, load: Load, counts: list[DateCount]) -> None:
+        """Add a load that is committed, or about to be."""
+        self.tally.add(load.tally)
+        self.loads += 1
+        for count in counts:
+            earlier = self.counts.get(count.date, DateCount(count.date, 0))
+            for name in ("added", "removed", "left_out"):
+                setattr(count, name, getattr(count, name) + getattr(earlier, name))
+            self.counts[count.date] = count
+
+    def log_row(self, dates: Dates) -> dict[str, Any]:
+        """The row of load_log."""
         return {
             **self.row,
             "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - self.started, 3),
-            "bytes": total.size,
             "dates": "..".join(dates),
-            "blank_lines": total.blank_lines,
-            **{name: getattr(total, name) for name in TALLIES},
-            "added": sum(count.added for count in every),
-            "removed": sum(count.removed for count in every),
-            "left_out": sum(count.left_out for count in every),
+            **{name: getattr(self.tally, name) for name in Tally.__struct_fields__[:-1]},
+            **{name: self.sum(name) for name in ("added", "removed", "left_out")},
         }
-
-    def add(self, load: Load, counts: list[DateCount]) -> None:
-        """Add a load that was committed."""
-        self.tally.add(load.tally)
-        self.loads += 1
-        for count in counts:
-            earlier = self.counts.get(count.date)
-            if earlier:
-                count.added += earlier.added
-                count.removed += earlier.removed
-                count.left_out += earlier.left_out
-            self.counts[count.date] = count
-
-    def columns(self) -> list[str]:
-        """The columns of the report: what was removed only where a load can remove."""
-        removed = ["removed"] if self.row["replaced"] else []
-        return ["date", "active_user_count", "added", *removed]
 
     def rows(self) -> list[DateCount]:
         return [self.counts[day] for day in sorted(self.counts)]
@@ -1844,74 +1662,61 @@ def ascii_json(value: Any) -> str:
 
 
 def as_json(run: Run) -> str:
-    """The report as one JSON object; users left out of final dates are in it if there are any."""
-    columns = ("date", "active_user_count", "added", "removed")
-    dates = [{name: getattr(count, name) for name in columns} for count in run.rows()]
-    left_out = sum(count.left_out for count in run.rows())
-    tallies = {name: getattr(run.tally, name) for name in TALLIES}
-    return to_json({"dates": dates, **tallies, **({"left_out": left_out} if left_out else {})})
+    """The report as one JSON object; left_out is in it where users came too late for final dates."""
+    names = ("date", "active_user_count", "added", "removed")
+    dates = [{name: getattr(count, name) for name in names} for count in run.rows()]
+    report = {"dates": dates, **{name: getattr(run.tally, name) for name in TALLIES}}
+    return to_json(report | ({"left_out": run.sum("left_out")} if run.sum("left_out") else {}))
 
 
 def as_csv(run: Run) -> str:
-    columns = run.columns()
-    rows = [",".join(str(getattr(count, name)) for name in columns) for count in run.rows()]
-    return "\n".join([",".join(columns), *rows])
+    rows = [",".join(str(getattr(count, name)) for name in run.columns) for count in run.rows()]
+    return "\n".join([",".join(run.columns), *rows])
 
 
 def as_table(run: Run) -> str:
-    """A line per date, with a bar whose end is what was added, and a line of tallies, as wide as
-    the terminal."""
+    """A line per date, with a bar whose end is what was added, and what became of the lines, as
+    wide as the terminal."""
     import shutil
+    import textwrap
 
-    counts = run.rows()
-    names = run.columns()
-    cells = [[str(getattr(count, name)) for name in names] for count in counts]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    widths[0] = 10
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in [names, *cells]
-    ]
+    def plural(number: int, noun: str) -> str:
+        return f"{number} {noun}{'s' * (number != 1)}"
+
     width = shutil.get_terminal_size().columns
+    counts = run.rows()
+    cells = [[str(getattr(count, name)) for name in run.columns] for count in counts]
+    sizes = [max(map(len, column)) for column in zip(run.columns, *cells, strict=True)]
+    lines = []
+    for row in [run.columns, *cells]:
+        day, *numbers = map(str.rjust, row, sizes)
+        lines.append("  ".join([day.strip().ljust(10), *numbers]))
     room = max(width - len(lines[0]) - 2, 0)
     most = max((count.active_user_count for count in counts), default=0)
     for index, count in enumerate(counts, 1):
         length = -(-count.active_user_count * room // max(most, 1))
         new = length * count.added // max(count.active_user_count, 1)
-        if length:
-            old_bar = click.style("█" * (length - new), fg="blue")
-            lines[index] += f"  {old_bar}{click.style('█' * new, fg='green')}"
-    return "\n".join([*lines, tally_line(run, width)])
-
-
-def tally_line(run: Run, width: int) -> str:
-    """What became of the lines, wrapped to a width."""
-    import textwrap
-
-    counts = run.rows()
-    added = sum(count.added for count in counts)
-    removed = sum(count.removed for count in counts)
-    left_out = sum(count.left_out for count in counts)
-    changes = f"{added} new" + (f", {removed} removed" if removed else "")
-    if run.loads > 1:  # of which each held its own
-        user_days = f"{changes} user-days"
-    else:
-        user_days = f"{plural(sum(count.held for count in counts), 'user-day')} ({changes})"
+        bar = click.style("█" * (length - new), fg="blue") + click.style("█" * new, fg="green")
+        lines[index] += f"  {bar}" if length else ""
     tally = run.tally
+    changes = f"{run.sum('added')} new"
+    changes += f", {run.sum('removed')} removed" if run.sum("removed") else ""
+    user_days = f"{plural(run.sum('held'), 'user-day')} ({changes})"
     steps = [
         plural(tally.lines, "line"),
         plural(tally.engagement_events, "engagement event"),
         f"{tally.active_events} active",
-        user_days,
+        f"{changes} user-days" if run.loads > 1 else user_days,  # each load held its own
     ]
     remarks = [
         plural(getattr(tally, f"{name}s"), name.replace("_", " "))
         for name in ("anonymous_event", "out_of_range_event", "bad_record")
         if getattr(tally, f"{name}s")
     ]
-    if left_out:
-        remarks.append(f"{plural(left_out, 'user')} left out of final dates")
-    return textwrap.fill("; ".join([" → ".join(steps), *remarks]), width, break_on_hyphens=False)
+    if run.sum("left_out"):
+        remarks.append(f"{plural(run.sum('left_out'), 'user')} left out of final dates")
+    text = "; ".join([" → ".join(steps), *remarks])
+    return "\n".join([*lines, textwrap.fill(text, width, break_on_hyphens=False)])
 
 
 def print_report(text: str) -> None:
@@ -1921,27 +1726,25 @@ def print_report(text: str) -> None:
     except UnicodeEncodeError:
         text = text.translate(ASCII)
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    try:
-        click.echo(text, color=False if is_plain else None)  # None: on a terminal only
-    except BrokenPipeError:  # the reader had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        what = "the events are loaded, but the report could not be written"
-        raise LoadError(f"{what}: {error.strerror}") from None
+    with about("the events are loaded, but the report could not be written"):
+        try:
+            click.echo(text, color=False if is_plain else None)  # None: on a terminal only
+        except BrokenPipeError:  # the reader had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- The plot --------------------------------------------------------------------------------------
 
 PICTURES = (".png", ".svg", ".pdf")
+NAN = float("nan")
 
 
 def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> bytes:
     """Draw rows of active_user_table, by date. The same rows give the same bytes. suffix is one of
     PICTURES."""
-    figure = drawn(rows, terms)
     file = io.BytesIO()
     dates = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    figure.savefig(file, format=suffix[1:], metadata=dates[suffix])
+    drawn(rows, terms).savefig(file, format=suffix[1:], metadata=dates[suffix])
     return file.getvalue()
 
 
@@ -1953,8 +1756,7 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
 
     logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # caches and fonts: in cron's mail
     warnings.simplefilter("ignore")  # about a letter that its font lacks
-    os.environ["MPLBACKEND"] = "agg"  # a notebook has set another
-    os.environ["MATPLOTLIBRC"] = os.devnull
+    os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)  # whatever a notebook has set
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -1967,11 +1769,10 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    small = "no dates yet"
+    small = f"{rows[0][0]} to {rows[-1][0]}" if rows else "no dates yet"
     if rows:
-        days = [datetime.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows]
+        days = [date.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows]
         draw_counts(axes, days, [count for _, count in rows])
-        small = f"{rows[0][0]} to {rows[-1][0]}"
     else:
         axes.set(xticks=[], yticks=[])
     if rows and terms:
@@ -1999,20 +1800,15 @@ def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
         label = None if number else "no data"  # one is enough for the legend
         axes.axvspan(before + 0.5, after - 0.5, color="0.93", linewidth=0, label=label)
     if span < 14:
-        digits = max(len(f"{count:,}") for count in counts)
-        size = min(9, 1000 / max(span, 7) / digits)  # points, so that neighbours do not touch
-        for day, count in zip(days, counts, strict=True):
-            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"{count:,}", (day, count), fontsize=size, **place)
+        texts = [f"{count:,}" for count in counts]
+        points = min(9, 1000 / max(span, 7) / max(map(len, texts)))  # neighbours do not touch
+        style = {"textcoords": "offset points", "ha": "center", "fontsize": points}
+        for day, count, text in zip(days, counts, texts, strict=True):
+            axes.annotate(text, (day, count), (0, 3), **style)
     else:
         averages = dict(zip(days, week_averages(days, counts), strict=True))
-        ends = {day + 1: NAN for day in days} | averages  # where a line ends before a gap
-        axes.plot(
-            sorted(ends),
-            [ends[day] for day in sorted(ends)],
-            color="#1f3b5c",
-            label="7-day average",
-        )
+        line = sorted(({day + 1: NAN for day in days} | averages).items())  # which ends at a gap
+        axes.plot(*zip(*line, strict=True), color="#1f3b5c", label="7-day average")
     margin = max(0.6, (7 - span) / 2, span / 100)
     earliest, latest = (day.toordinal() - EPOCH.toordinal() for day in (date.min, date.max))
     axes.set_xlim(max(first - margin, earliest), min(last + margin, latest))
@@ -2045,8 +1841,7 @@ def plot_table(path: str, target: str) -> None:
     a link, the file that it links to. Raises LoadError."""
     rows, terms = stored_counts(target)
     with about(f"{path}: what was loaded is loaded, but not drawn"):
-        suffix = os.path.splitext(path)[1].lower()
-        content = picture(rows, terms, suffix)
+        content = picture(rows, terms, os.path.splitext(path)[1].lower())
         path = os.path.realpath(path)
         unfinished = f"{path}.{os.getpid()}"
         try:
@@ -2060,47 +1855,10 @@ def plot_table(path: str, target: str) -> None:
                 os.unlink(unfinished)
 
 
-# -- The command -----------------------------------------------------------------------------------
+# -- Loading ---------------------------------------------------------------------------------------
 
-COUNT = click.IntRange(0, 10**15)
-LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
-LIVE_HELD = 256 << 10  # bytes of users to commit at once: readers are locked out for moments only
-LIVE_PATIENCE = 0.5  # seconds: who waits for a lock locks out new readers
-PREFIX = "LOAD_ACTIVE_USERS"
-TOKEN = r"(?:[^\s/?#\[\]@%]|%(?!00)[0-9A-Fa-f]{2})"
-HOST = r"(?:[^\s:/?#\[\]@]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
-POSTGRES_URL = re.compile(
-    rf"postgres(?:ql(?:\+psycopg)?)?://(?:{TOKEN}*@)?{HOST}(?:,{HOST})*(?:/{TOKEN}*)?"
-    rf"(?:\?\w+={TOKEN}*(?:&\w+={TOKEN}*)*)?"
-)
-LIBPQ = re.compile(r"(?:^|\s)(?:host|hostaddr|port|dbname|user|password|passfile|service)\s*=")
-DB_EXPECTED = (
-    "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
-    "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
-)
-CLUSTER_RANGE = 256 << 20  # bytes
-
-
-class Text(click.types.StringParamType):
-    """A text that is not empty; in the environment one a line."""
-
-    envvar_list_splitter = "\n"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not str(value).strip():
-            self.fail("must not be empty", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class Command(click.Command):
-    """A command whose empty variables in the environment are errors, where click passes them over."""
-
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
-        for option in self.params:
-            variable = f"{PREFIX}_{str(option.name).upper()}"
-            if os.environ.get(variable) == "":
-                raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
-        return super().make_context(*args, **more)
+SHORT = 0.5  # seconds a live load waits for a lock: meanwhile it locks out new readers
+LIVE_HELD = 256 << 10  # bytes of users it commits at once: readers are locked out for moments only
 
 
 class BadRecords:
@@ -2118,8 +1876,7 @@ class BadRecords:
                 self.file = open(rejects, "a+b")  # noqa: SIM115 - close closes it
                 if self.file.seek(0, os.SEEK_END):
                     self.file.seek(-1, os.SEEK_END)
-                    if self.file.read(1) != b"\n":
-                        self.file.write(b"\n")
+                    self.file.write(b"" if self.file.read(1) == b"\n" else b"\n")
 
     def add(self, part: Range, batch: Batch) -> None:
         """Report those of a batch. Raises LoadError."""
@@ -2143,14 +1900,205 @@ class BadRecords:
         number = self.number
         self.number = 0
         if number > SHOWN:
-            say(f"and {plural(number - SHOWN, 'more bad record')}")
+            say(f"and {number - SHOWN} more bad record{'s' * (number > SHOWN + 1)}")
         if number > most:
-            raise LoadError(f"bad records: {number}, more than --max-bad-records {most}")
+            what = f"bad records: {number}, more than --max-bad-records {most}"
+            raise LoadError(f"{what}; nothing was loaded")
 
     def close(self) -> None:
         if self.file:
             with about(self.rejects):
                 self.file.close()
+
+
+class Loader(Struct):
+    """Loads what is found in ranges into a database; most are the bad records to tolerate."""
+
+    target: str
+    rule: Rule
+    dates: str | None
+    run: Run
+    bad: BadRecords
+    bar: Any
+    most: int
+    dry_run: bool
+    is_live: bool
+
+    def take(self, load: Load, part: Range, batch: Batch) -> None:
+        """Add a batch to a load."""
+        self.bad.add(part, batch)
+        load.add(batch)
+        if self.bar is not None:
+            self.bar.update(batch.tally.bytes)
+
+    def commit(self, load: Load, patience: float = LOCK_SECONDS) -> None:
+        """Commit a load, unless its bad records or its dates refuse it. Raises LoadError."""
+        try:
+            self.bad.end_load(self.most)
+        except LoadError as error:
+            raise LoadError(f"{error}{' since the last commit' * bool(self.run.loads)}") from None
+        early = load.tally.too_early
+        if early and early == load.tally.active_events and not (self.dates or self.is_live):
+            what = "event_timestamp must be in microseconds UTC (to load such dates, give --dates)"
+            raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
+        ends = parse_dates(self.dates, self.rule)
+        replaced = set(days_between(*ends) if self.run.row["replaced"] else ())
+
+        def log_row(counts: list[DateCount]) -> dict[str, Any]:
+            after = deepcopy(self.run)
+            after.add(load, deepcopy(counts))
+            return after.log_row(ends)
+
+        counts = store(self.target, self.rule, load, replaced, log_row, self.dry_run, patience)
+        self.run.add(load, counts)
+
+    def load_once(self, found: Found) -> None:
+        """Load what is found in some ranges. Raises LoadError."""
+        with contextlib.closing(Load()) as load:
+            for part, batch in found:
+                self.take(load, part, batch)
+            if self.bar is not None:
+                self.bar.set_description("writing")
+            self.commit(load)
+
+    def load_live(self, sources: list[str], scanner: Callable[[], Scanner], every: float) -> None:
+        """Load what comes through pipes, every so many seconds, until their end or a signal.
+
+        As long as the database is locked, full or restarting, what was read is kept, and no more
+        is read than a bound. Raises LoadError.
+        """
+        stopped: list[int] = []
+        for number in (*STOPS, signal.SIGHUP):
+            if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda number, _: stopped.append(number))
+        load = Load()
+        failure: LoadError | None = None
+        is_refused = False
+        due = time.monotonic() + every
+        for found in arriving_batches(sources, scanner, stopped):
+            if isinstance(found, LoadError):
+                failure = found
+            elif found:
+                self.take(load, *found)
+            while not stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
+                if time.monotonic() >= due or not is_refused:
+                    is_refused = not self.is_committed(load, is_refused, every)
+                    load = load if is_refused else Load()
+                    due = time.monotonic() + every
+                else:
+                    time.sleep(TICK)
+            if stopped:
+                break
+        if load.tally.lines:
+            self.commit_at_last(load)
+        if failure:
+            raise failure
+
+    def is_committed(self, load: Load, is_refused: bool, every: float) -> bool:
+        """Whether a load could be committed; if not, that is said the first time."""
+        try:
+            if load.tally.lines:
+                self.commit(load, SHORT)
+        except Unavailable as error:
+            if not is_refused:
+                say(f"{error}; what was read waits, trying again every {every:g} s")
+            return False
+        return True
+
+    def commit_at_last(self, load: Load) -> None:
+        """Commit what is left when a live load ends; wait as long as any load does, or until one
+        more signal. Raises LoadError, and says what was not stored."""
+        handle_stops(stop)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return self.commit(load, max(deadline - time.monotonic(), SHORT))
+            except (LoadError, SystemExit) as error:
+                if isinstance(error, Unavailable) and time.monotonic() < deadline:
+                    time.sleep(TICK)
+                    continue
+                last = f"{shown(self.bad.part.source)}:{self.bad.lines}" if self.bad.part else ""
+                say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
+                raise
+
+
+def arriving_batches(
+    sources: Iterable[str], scanner: Callable[[], Scanner], stopped: list[int]
+) -> Iterator[tuple[Range, Batch] | LoadError | None]:
+    """Yield what is found in what arrives, None when nothing has come for a while, and last what
+    ended it if that is an error. The scanner is made anew each time: tomorrow moves on."""
+    try:
+        for part in arriving(sources, stopped):
+            yield from scan_in_turn([part], scanner()) if part else (None,)
+    except LoadError as error:
+        yield error
+
+
+def days_between(first: str, last: str) -> Iterator[str]:
+    """Yield the dates from the first to the last."""
+    start = date.fromisoformat(first)
+    for number in range((date.fromisoformat(last) - start).days + 1):
+        yield (start + timedelta(number)).isoformat()
+
+
+def warn(run: Run) -> None:
+    """Warn of a load that held nothing of what it is about."""
+    tally = run.tally
+    if tally.lines > tally.blank_lines and not tally.engagement_events:
+        what = f"none of the lines ({tally.lines}) is an engagement event"
+        hint = "is this BigQuery's export of Google Analytics, one event per line?"
+        say(f"Warning: {what} ({', '.join(run.names)}); {hint}")
+    elif tally.too_early and tally.too_early == tally.active_events:
+        say("Warning: all active events are dated before 2000; is event_timestamp in microseconds?")
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+COUNT = click.IntRange(0, 10**15)
+LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
+PREFIX = "LOAD_ACTIVE_USERS"
+CLUSTER_RANGE = 256 << 20  # bytes
+PART = r"(?:[^\s/?#\[\]@%]|%(?!00)[0-9A-Fa-f]{2})*"  # of a URL
+HOST = r"(?:[^\s:/?#\[\]@]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
+POSTGRES_URL = (
+    rf"[a-z+]+://(?:{PART}@)?{HOST}(?:,{HOST})*(?:/{PART})?(?:\?\w+={PART}(?:&\w+={PART})*)?"
+)
+OTHER_DB = r":|[A-Za-z][\w+.-]+:|(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
+DB_EXPECTED = (
+    "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
+    "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
+)
+
+
+class Text(click.types.StringParamType):
+    """A text that is not empty; in the environment one a line."""
+
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value).strip():
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Command(click.Command):
+    """A command for which an empty variable in the environment is an error, not passed over."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        for option in self.params:
+            variable = f"{PREFIX}_{str(option.name).upper()}"
+            if os.environ.get(variable) == "":
+                raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
+        return super().make_context(*args, **more)
+
+
+def option(
+    name: str, metavar: str | None, help: str, **more: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option of the command."""
+    if metavar and "type" not in more:
+        more["type"] = Text()
+    return click.option(*name.split(", "), metavar=metavar, help=help, **more)
 
 
 def check_options(
@@ -2159,46 +2107,43 @@ def check_options(
     dates: str | None,
     replace: bool,
     cluster: str | None,
-    commit_every: float | None,
+    every: float | None,
     dry_run: bool,
     plot: str | None,
 ) -> None:
-    """Raise UsageError for options that contradict each other, and values that can't be right."""
+    """Raise UsageError for options that contradict each other, or have values that can't be."""
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
     if plot and not plot.lower().endswith(PICTURES):
         what = f"{plot!r} does not end in {', '.join(PICTURES)}"
         raise click.BadParameter(what, param_hint="'--plot'")
-    if commit_every is not None and commit_every != commit_every:
+    if every is not None and every != every:
         raise click.BadParameter("nan is not a number of seconds", param_hint="'--commit-every'")
-    if commit_every and (replace or dry_run):
+    if every and (replace or dry_run):
         raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
-    if cluster and (commit_every or "-" in events):
+    if cluster and (every or "-" in events):
         raise click.UsageError("--cluster can't be combined with --commit-every or standard input")
     if replace and not all((dates or "..").split("..")):
         raise click.UsageError("--replace needs --dates FROM..TO, the dates that it replaces")
-    is_other = re.match(r":|[A-Za-z][\w+.-]+:", db) or LIBPQ.search(db)
-    if not POSTGRES_URL.fullmatch(db) if is_postgres(db) else is_other:
+    is_url = is_postgres(db)
+    if (is_url and not re.fullmatch(POSTGRES_URL, db)) or (not is_url and re.match(OTHER_DB, db)):
         raise click.BadParameter(DB_EXPECTED, param_hint="'--db'")
 
 
-def make_rule(
-    timezone: str, event_names: Iterable[str], minimum: int, globs: Iterable[str], dates: str | None
-) -> Rule:
-    """The rule of some options. Raises BadParameter for a time zone or dates that there are not."""
+def make_rule(dates: str | None, *terms: Any) -> Rule:
+    """The rule of some terms. Raises BadParameter, also if the dates are none."""
+    hint = "'--timezone'"
     try:
-        rule = rule_of(timezone, tuple(event_names), minimum, tuple(globs))
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--timezone'") from None
-    try:
+        rule = rule_of(*terms)
+        hint = "'--dates'"
         parse_dates(dates, rule)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--dates'") from None
+        raise click.BadParameter(str(error), param_hint=hint) from None
     return rule
 
 
 def identity(file: str | int) -> object:
-    """What is the same for two names of one file."""
+    """What is the same for two names of one file; None for what is no file, such as a terminal."""
     try:
         status = os.stat(file)
     except OSError:
@@ -2207,14 +2152,10 @@ def identity(file: str | int) -> object:
     return (status.st_dev, status.st_ino) if is_file else None
 
 
-def check_files(
-    sources: list[str], db: str, rejects: str | None, plot: str | None, dry_run: bool
-) -> None:
-    """Raise UsageError if an output is a file that is read or written otherwise, and LoadError if
-    it can't be written."""
-    files: dict[object, str] = {None: ""}
-    for name, file in (("standard output", 1), ("standard error", 2), ("schema.sql", SCHEMA)):
-        files.setdefault(identity(file), name)
+def check_files(sources: list[str], db: str, rejects: str | None, plot: str | None) -> None:
+    """Raise UsageError if an output is a file that is read or written otherwise."""
+    files: dict[object, str] = {identity(SCHEMA): "schema.sql"}
+    files |= {identity(1): "standard output", identity(2): "standard error"}
     for source in sources:
         for name in source.split("::"):
             path = re.sub("^(file|local)://", "", name)
@@ -2222,33 +2163,25 @@ def check_files(
     outputs = [("--rejects", rejects), ("--plot", plot)]
     if not is_postgres(db):
         path = os.path.realpath(db)
-        journals = [
-            (f"the journal of --db {db}", path + end) for end in ("-journal", "-wal", "-shm")
-        ]
-        outputs = [("--db", db), *journals, *outputs]
+        outputs = [(f"--db's {end}", path + end) for end in ("-journal", "-wal", "-shm")] + outputs
+        outputs.insert(0, ("--db", db))
     for name, output in outputs:
-        if output is None:
-            continue
-        other = files.setdefault(identity(output), name)
-        if other not in ("", name):
-            raise click.UsageError(printable(f"{name} and {other} are the same file: {output}"))
-        is_written = name in ("--rejects", "--plot") or (name == "--db" and sources)
-        if is_written and not dry_run:
-            check_writable(output)
+        other = files.setdefault(identity(output), name) if output else name
+        if output and other != name and identity(output) is not None:
+            raise click.UsageError(f"{name} and {other} are the same file: {output!a}")
 
 
 def check_writable(path: str) -> None:
     """Raise LoadError if a file can't be written."""
     directory = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(directory):
-        raise LoadError(f"{path}: there is no directory {directory}; create it first")
-    if os.path.isdir(path):
-        raise LoadError(f"{path}: is a directory; name a file")
-    for place in (path, directory):
-        if os.path.exists(place) and not os.access(place, os.W_OK):
-            raise LoadError(
-                f"{path}: {place} can't be written; make it writable, or choose another"
-            )
+    with about(path):
+        if not os.path.isdir(directory):
+            raise Unreadable(f"there is no directory {directory}; create it first")
+        if os.path.isdir(path):
+            raise Unreadable("is a directory; name a file")
+        for place in (path, directory):
+            if os.path.exists(place) and not os.access(place, os.W_OK):
+                raise Unreadable(f"{place} can't be written; make it writable, or choose another")
 
 
 def check_database(target: str, rule: Rule) -> None:
@@ -2264,187 +2197,34 @@ def new_scanner(rule: Rule, dates: str | None, validate: bool, keep: bool) -> Sc
     return Scanner(rule, parse_dates(dates, rule), validate, keep)
 
 
-def scanned(
-    parts: list[Range], scan: Scanner, workers: int | None, cluster: str | None
-) -> Iterator[tuple[Range, Batch]]:
-    """Yield what is found in some ranges, by whoever scans them soonest."""
+def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str | None) -> Found:
+    """What is found in some ranges, by whoever scans them soonest."""
     if cluster:
         return scan_on_cluster(parts, scan, cluster)
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    number = min(workers or cpus, len(parts))
     size = sum(part.size * (10 if part.end is None else 1) for part in parts)
-    number = min(workers or usable_cpus(), len(parts))
     if number > 1 and all(part.size for part in parts) and size > SMALL:
         return scan_in_processes(parts, scan, number)
     return scan_in_turn(parts, scan)
 
 
-def usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
-def progress_bar(is_wanted: bool | None, total: int) -> Iterator[Any]:
-    """A bar on standard error, of a total in bytes or 0 where nobody knows it; None if it is not
-    wanted, or if that is open and standard error is not a terminal."""
-    if not (sys.stderr.isatty() if is_wanted is None else is_wanted):
+def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Iterator[Any]:
+    """A bar on standard error, in bytes; None if it is not wanted, or if that is left open and
+    standard error is not a terminal."""
+    is_terminal = sys.stderr.isatty()
+    if not (is_terminal if is_wanted is None else is_wanted):
         yield None
         return
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread beside those that fork
-    every = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(
-        total=total or None, unit="B", unit_scale=True, mininterval=every, delay=every, leave=False,
-        dynamic_ncols=True,
-    ) as bar:  # fmt: skip
+    total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
+    style: Any = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
+    every = 0.1 if is_terminal else 10  # seconds
+    with tqdm(total=total or None, mininterval=every, delay=every, **style) as bar:
         yield bar
-
-
-def load_once(
-    found: Iterable[tuple[Range, Batch]],
-    bad: BadRecords,
-    bar: Any,
-    commit: Callable[[Load], None],
-) -> None:
-    """Load what is found in some ranges."""
-    with contextlib.closing(Load()) as load:
-        for part, batch in found:
-            bad.add(part, batch)
-            load.add(batch)
-            if bar is not None:
-                bar.update(batch.tally.size)
-        if bar is not None:
-            bar.set_description("writing")
-        commit(load)
-
-
-def load_live(
-    sources: list[str],
-    scanner: Callable[[], Scanner],
-    bad: BadRecords,
-    bar: Any,
-    commit: Callable[..., None],
-    every: float,
-) -> None:
-    """Load what comes through pipes, every so many seconds, until their end or a signal.
-
-    As long as the database is locked, full or restarting, what was read is kept, and no more is
-    read than that is bounded.
-    """
-    stopped: list[int] = []
-    handle_stops(lambda number, _: stopped.append(number))
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, lambda number, _: stopped.append(number))
-    load = Load()
-    failure: LoadError | None = None
-    is_refused = False
-    due = time.monotonic() + every
-    for found in arriving_batches(sources, scanner, stopped):
-        if isinstance(found, LoadError):
-            failure = found
-        elif found:
-            bad.add(*found)
-            load.add(found[1])
-            if bar is not None:
-                bar.update(found[1].tally.size)
-        is_full = load.held > LIVE_HELD
-        while (is_full or time.monotonic() >= due) and not stopped:
-            due = time.monotonic() + every
-            is_refused = load.tally.lines > 0 and not committed(load, commit, is_refused, every)
-            if not is_refused:
-                load = Load()
-            is_full = is_full and is_refused
-            while is_full and not stopped and time.monotonic() < due:
-                time.sleep(TICK)
-        if stopped:
-            break
-    if load.tally.lines:
-        commit_at_last(load, commit, bad)
-    if failure:
-        raise failure
-
-
-def committed(load: Load, commit: Callable[..., None], is_refused: bool, every: float) -> bool:
-    """Whether a load could be committed; if not, say so, unless that was said before."""
-    try:
-        commit(load, patience=LIVE_PATIENCE)
-    except Unavailable as error:
-        if not is_refused:
-            say(f"{error}; {plural(load.tally.lines, 'line')} wait, trying again every {every:g} s")
-        return False
-    return True
-
-
-def commit_at_last(load: Load, commit: Callable[..., None], bad: BadRecords) -> None:
-    """Commit what is left when a live load ends; wait as long as any load does. A further signal
-    ends it. Raises LoadError, and says what was not stored."""
-    handle_stops(stop)
-    deadline = time.monotonic() + LOCK_SECONDS
-    try:
-        while True:
-            try:
-                return commit(load, patience=max(deadline - time.monotonic(), LIVE_PATIENCE))
-            except Unavailable:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(TICK)
-    except (LoadError, SystemExit):
-        last = f"{shown(bad.part.source)}:{bad.lines}" if bad.part else "nothing"
-        say(f"not stored: the last {plural(load.tally.lines, 'line')} that was read, up to {last}")
-        raise
-
-
-def commit(
-    load: Load,
-    target: str,
-    rule: Rule,
-    dates: str | None,
-    run: Run,
-    bad: BadRecords,
-    most: int,
-    is_live: bool,
-    dry_run: bool,
-    patience: float = LOCK_SECONDS,
-) -> None:
-    """Commit a load, unless its bad records or its dates refuse it. Raises LoadError."""
-    try:
-        bad.end_load(most)
-    except LoadError as error:
-        since = " since the last commit" if run.loads else ""
-        raise LoadError(f"{error}; nothing was loaded{since}") from None
-    early = load.tally.too_early
-    if dates is None and early and early == load.tally.active_events and not is_live:
-        what = (
-            "event_timestamp must be in microseconds UTC; to load such dates, name them by --dates"
-        )
-        raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
-    ends = parse_dates(dates, rule)
-    replaced = days_between(*ends) if run.row["replaced"] else ()
-
-    def log_row(counts: list[DateCount]) -> dict[str, Any]:
-        return run.log_row(load, ends, counts)
-
-    run.add(load, store(target, rule, load, replaced, log_row, dry_run, patience))
-
-
-def days_between(first: str, last: str) -> Iterator[str]:
-    """Yield the dates from the first to the last."""
-    for day in range(
-        date.fromisoformat(first).toordinal(), date.fromisoformat(last).toordinal() + 1
-    ):
-        yield date.fromordinal(day).isoformat()
-
-
-def warn(run: Run) -> None:
-    """Warn of a load that held nothing of what it is about."""
-    tally = run.tally
-    if tally.lines > tally.blank_lines and not tally.engagement_events:
-        names = ", ".join(run.names)
-        say(
-            f"Warning: no engagement event ({names}) in {plural(tally.lines, 'line')}; "
-            "is this BigQuery's export of Google Analytics, one event per line?"
-        )
-    elif tally.too_early and tally.too_early == tally.active_events:
-        say("Warning: all active events are dated before 2000; is event_timestamp in microseconds?")
 
 
 @contextlib.contextmanager
@@ -2463,10 +2243,10 @@ def exit_status() -> Iterator[None]:
 def stop(number: int, frame: object) -> NoReturn:
     """End at a signal with the exit status that a shell expects."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # only the first counts
+    if sys.stderr.isatty():
+        click.echo(err=True)  # after what is on the line
     word = "Interrupted" if number == signal.SIGINT else "Terminated"
-    start = "\n" if sys.stderr.isatty() else ""  # after what is on the line
-    with contextlib.suppress(OSError):
-        click.echo(f"{start}{word}: uncommitted changes were rolled back", err=True)
+    say(f"{word}: uncommitted changes were rolled back")
     sys.exit(128 + number)
 
 
@@ -2487,123 +2267,44 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
-@click.command(
-    cls=Command,
-    context_settings={
-        "auto_envvar_prefix": PREFIX,
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 80,
-        "show_default": True,
-    },
-)
+# fmt: off
+@click.command(cls=Command, context_settings={
+    "auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"], "max_content_width": 80,
+    "show_default": True})
 @click.argument("events", nargs=-1, type=Text(), metavar="EVENTS...")
-@click.option(
-    "--db",
-    default="active_user_table.db",
-    type=Text(),
-    metavar="PATH",
-    help="SQLite file, created if missing, or postgresql:// URL.",
-)
-@click.option(
-    "--timezone",
-    default="US/Central",
-    type=Text(),
-    metavar="NAME",
-    help="IANA time zone whose calendar dates are counted.",
-)
-@click.option(
-    "--event-name",
-    default=["user_engagement"],
-    multiple=True,
-    type=Text(),
-    metavar="NAME",
-    help="Event that can make a user active; repeatable; *: any event that holds an engagement_time_msec.",
-)
-@click.option(
-    "--min-engagement-msec",
-    default=3000,
-    type=COUNT,
-    metavar="N",
-    help="Minimum engagement time of an active event, inclusive.",
-)
-@click.option(
-    "--valuable-event",
-    default=["*_event"],
-    multiple=True,
-    type=Text(),
-    metavar="GLOB",
-    help="An event parameter whose key matches makes the event valuable; repeatable.",
-)
-@click.option(
-    "--dates",
-    type=Text(),
-    show_default="2000-01-01.. to tomorrow",
-    metavar="FROM..TO",
-    help="Count only events on these dates; either end may be left out.",
-)
-@click.option(
-    "--replace",
-    is_flag=True,
-    help="These events are the whole truth for --dates, both ends of which must be given.",
-)
-@click.option(
-    "--max-bad-records",
-    default=0,
-    type=COUNT,
-    metavar="N",
-    help="Bad records to tolerate; with more of them nothing is loaded.",
-)
-@click.option(
-    "--rejects",
-    type=Text(),
-    metavar="FILE",
-    help="Append every bad record to FILE, byte for byte, one per line.",
-)
-@click.option(
-    "--validate",
-    is_flag=True,
-    help="Decode every line, also those that cannot hold an engagement event.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    show_default="the usable CPUs",
-    metavar="N",
-    help="Processes that scan.",
-)
-@click.option(
-    "--cluster",
-    type=Text(),
-    metavar="ADDRESS",
-    help="Scan on a Dask cluster, as in tcp://host:8786.",
-)
-@click.option(
-    "--commit-every",
-    type=click.FloatRange(1, 10**6),
-    metavar="SECONDS",
-    help="Endless input: load what has come, every so often.",
-)
-@click.option("--dry-run", is_flag=True, help="Count and report; write nothing.")
-@click.option(
-    "--format",
-    default="table",
-    type=click.Choice(list(LAYOUTS)),
-    help="The report on standard output.",
-)
-@click.option(
-    "--plot",
-    type=Text(),
-    metavar="FILE",
-    help="Draw the whole active_user_table as .png, .svg or .pdf.",
-)
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    show_default="on a terminal",
-    help="Progress bar on standard error.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="No report on standard output.")
+@option("--db", "PATH", "SQLite file, created if missing, or postgresql:// URL.",
+        default="active_user_table.db")
+@option("--timezone", "NAME", "IANA time zone whose calendar dates are counted.",
+        default="US/Central")
+@option("--event-name", "NAME", "Event that can make a user active; repeatable; *: any event that "
+        "holds an engagement_time_msec.", default=["user_engagement"], multiple=True)
+@option("--min-engagement-msec", "N", "Minimum engagement time of an active event, inclusive.",
+        default=3000, type=COUNT)
+@option("--valuable-event", "GLOB", "An event parameter whose key matches makes the event valuable; "
+        "repeatable.", default=["*_event"], multiple=True)
+@option("--dates", "FROM..TO", "Count only events on these dates; either end may be left out.",
+        show_default="2000-01-01.. to tomorrow")
+@option("--replace", None, "These events are the whole truth for --dates, both ends of which must be "
+        "given.", is_flag=True)
+@option("--max-bad-records", "N", "Bad records to tolerate; if there are more, nothing is loaded.",
+        default=0, type=COUNT)
+@option("--rejects", "FILE", "Append every bad record to FILE, byte for byte, one per line.")
+@option("--validate", None, "Decode every line in full, also those that cannot hold an engagement "
+        "event.", is_flag=True)
+@option("--workers", "N", "Processes that scan.", type=click.IntRange(1),
+        show_default="the usable CPUs")
+@option("--cluster", "ADDRESS", "Scan on a Dask cluster, as in tcp://host:8786.")
+@option("--commit-every", "SECONDS", "Endless input: load what has come, every so often.",
+        type=click.FloatRange(1, 10**6))
+@option("--dry-run", None, "Count and report; write nothing.", is_flag=True)
+@option("--format", None, "Report on standard output.", default="table",
+        type=click.Choice(list(LAYOUTS)))
+@option("--plot", "FILE", "Draw the whole active_user_table as .png, .svg or .pdf.")
+@option("--progress/--no-progress", None, "Progress bar on standard error.", default=None,
+        show_default="on a terminal")
+@option("-q, --quiet", None, "No report on standard output.", is_flag=True)
 @click.version_option(__version__, message="%(version)s")
+# fmt: on
 def main(
     events: tuple[str, ...],
     db: str,
@@ -2643,24 +2344,25 @@ def main(
     with exit_status(), contextlib.ExitStack() as stack:
         check_options(events, db, dates, replace, cluster, commit_every, dry_run, plot)
         sources = expanded(events)
-        check_files(sources, db, rejects, plot, dry_run)
+        check_files(sources, db, rejects, plot)
+        for output in (rejects, plot, None if is_postgres(db) or not events else db):
+            if output and not dry_run:
+                check_writable(output)
         if events:
-            rule = make_rule(timezone, event_name, min_engagement_msec, valuable_event, dates)
+            rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
             check_database(db, rule)
             bad = stack.enter_context(contextlib.closing(BadRecords(None if dry_run else rejects)))
-            run = Run(events, rule, replace)
-            save = partial(
-                commit, target=db, rule=rule, dates=dates, run=run, bad=bad, most=max_bad_records,
-                is_live=commit_every is not None, dry_run=dry_run,
-            )  # fmt: skip
-            parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
-            total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
             scanner = partial(new_scanner, rule, dates, validate, keep=bad.file is not None)
-            bar = stack.enter_context(progress_bar(progress, total))
+            run = Run(events, rule, replace)
+            parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
+            bar = stack.enter_context(progress_bar(progress, parts))
+            ways = (max_bad_records, dry_run, commit_every is not None)
+            loader = Loader(db, rule, dates, run, bad, bar, *ways)
             if commit_every:
-                load_live(sources, scanner, bad, bar, save, commit_every)
+                loader.load_live(sources, scanner, commit_every)
             else:
-                load_once(scanned(parts, scanner(), workers, cluster), bad, bar, save)
+                loader.load_once(scanned(parts, scanner(), workers, cluster))
+            bad.close()
             warn(run)
             if not quiet:
                 print_report(LAYOUTS[format](run))
