@@ -40,7 +40,7 @@ import stat
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
@@ -73,7 +73,11 @@ class Unavailable(LoadError):
     """The database is locked, full or restarting: the same load may succeed later."""
 
 
-class BadRecord(ValueError):  # noqa: N818 - the word of the field
+class Refused(Exception):
+    """What it is about, as `about` tells, can't be used as it is; the message says why."""
+
+
+class BadRecord(ValueError):
     """A line is not an event, or its event has an impossible field; the message is the reason."""
 
 
@@ -93,7 +97,7 @@ REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
 }
 PASSING = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")
-PLAIN = ("builtins", "sqlite3", "psycopg", __name__)  # whose messages need no name of a class
+PLAIN = ("sqlite3", "psycopg", __name__)  # whose messages need no name of a class
 
 
 def shown(name: str) -> str:
@@ -127,7 +131,7 @@ def reason(error: BaseException) -> str:
         return "its zstd window is larger than 128 MiB; decompress it first: zstd -dc --long=31"
     if kind.__name__ in DAMAGED:
         return f"the compressed data is damaged or cut off ({text}); fetch the file again"
-    if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN[1:])):
+    if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN)):
         text = f"{kind.__name__}: {text}"
     text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: shown(url[0]), text[:500])
     remedy = REMEDIES.get(code_of(error))
@@ -672,10 +676,6 @@ FORMATS = {  # by their first bytes
 }
 
 
-class Unreadable(OSError):
-    """A source can't be read as it is; the message says why, and what to do."""
-
-
 class Range(Struct, frozen=True):
     """The unit of work: the lines of a source that begin in its bytes from start to end, or all of
     it where it can't be split; data are the bytes of lines that have been read already."""
@@ -751,14 +751,14 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
     behind it, whose tell() is what was read of it; and how many bytes of the stream to read."""
     if part.data is not None:
         if part.start == 0 and part.data.startswith((GZIP, *ZSTD)):
-            raise Unreadable(NOT_LIVE)
+            raise Refused(NOT_LIVE)
         stream: Any = io.BytesIO(part.data)
         yield stream, stream, len(part.data)
         return
     with contextlib.ExitStack() as stack:
         file, head = stack.enter_context(opened_source(part.source))
-        if part.version not in (None, version(part.source, file)):
-            raise Unreadable(REPLACED)
+        if part.version and part.version != version(part.source, file):
+            raise Refused(REPLACED)
         if part.end is not None:
             start = line_start(file, part.start)
             length = line_start(file, part.end) - start
@@ -785,21 +785,21 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
     """Yield the lines in some bytes of a stream as (buffer, length), some size bytes at a time.
 
     Whole lines are in the first length bytes, until the next are asked for; only the last may lack
-    its newline. Raises OSError, at the start of a source for another format as well.
+    its newline. Raises Refused, at the start of a source for another format as well.
     """
     buffer = bytearray(size)
     held = 0
     is_bounded = left < MAX_SIZE
     while left:
         if held > MAX_LINE:
-            raise Unreadable(TOO_LONG)
+            raise Refused(TOO_LONG)
         if held + size > len(buffer):
             longer = bytearray(min(2 * len(buffer), MAX_LINE + 2 * size))
             longer[:held] = memoryview(buffer)[:held]
             buffer = longer
         count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
         if not count and is_bounded:
-            raise Unreadable(CUT_SHORT)
+            raise Refused(CUT_SHORT)
         left = left - count if count else 0
         filled = held + count
         length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
@@ -808,7 +808,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
             head = bytes(buffer[skipped : min(filled, 512)])
             for magic, name in FORMATS.items():
                 if re.match(magic, head):
-                    raise Unreadable(f"is {name}")
+                    raise Refused(f"is {name}")
             is_start = False
         if skipped:
             buffer[: length - skipped] = buffer[skipped:length]
@@ -830,9 +830,9 @@ def line_start(stream: Any, offset: int) -> int:
             return position + newline + 1
         if len(chunk) < 65_536:
             if not chunk and position == offset - 1:
-                raise Unreadable(CUT_SHORT)
+                raise Refused(CUT_SHORT)
             return position + len(chunk)
-    raise Unreadable(TOO_LONG)
+    raise Refused(TOO_LONG)
 
 
 def version(source: str, file: Any) -> str | None:
@@ -871,7 +871,7 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
         with about(source):
             if not is_url and (source == "-" or not os.path.isfile(source)):
                 if os.path.isdir(source):
-                    raise Unreadable("is a directory; name the files in it")
+                    raise Refused("is a directory; name the files in it")
                 os.stat(0 if source == "-" else source)
                 parts.append(Range(source))  # a pipe is opened once only
                 continue
@@ -1119,7 +1119,7 @@ def arriving_lines(source: str, descriptor: int, stopped: list[int]) -> Iterator
                 start += length
                 del held[:length]
             if len(held) > MAX_LINE:
-                raise Unreadable(TOO_LONG)
+                raise Refused(TOO_LONG)
         if chunk == b"":
             return
         yield None
@@ -1204,7 +1204,7 @@ class Load:
 LOCK_SECONDS = 60.0
 SQLITE_CACHE = 32 << 10  # KiB
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
-Columns = dict[str, tuple[str, str | None]]  # of a table, by name: type, and default if any
+Columns = dict[str, dict[str, tuple[str, str | None]]]  # by table and name: type, default if any
 
 
 class DateCount(Struct):
@@ -1219,7 +1219,182 @@ class DateCount(Struct):
     left_out: int = 0
 
 
-class Sqlite:
+def schema() -> str:
+    """The text of schema.sql. Raises LoadError."""
+    with about(SCHEMA):
+        if not os.path.exists(SCHEMA):
+            raise Refused("is missing; it belongs beside load_active_users.py")
+        with open(SCHEMA, encoding="utf-8") as file:
+            return file.read()
+
+
+class Database:
+    """A transaction with a database, in the words that SQLite and PostgreSQL share: ? stands for a
+    parameter. It waits for a lock as many seconds as patience."""
+
+    INSERT: str
+    KNOWN: str
+    COLUMNS: str
+    VERSION: str
+    TYPES: Mapping[str, str] = {}
+
+    def __init__(self, target: str, patience: float) -> None:
+        self.target = target
+        self.patience = patience
+        self.connection: Any = None
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        raise NotImplementedError
+
+    def create(self) -> None:
+        raise NotImplementedError
+
+    def known(self, day: str, users: list[str], is_like: bool) -> list[str]:
+        """The users among some that are stored for a date. If the load is like what is stored, it
+        may hold others as well."""
+        text = self.execute(self.KNOWN, to_json(users), day).fetchone()[0]
+        return to_users(text)
+
+    def commit(self) -> None:
+        self.execute("COMMIT")
+
+    def close(self) -> None:
+        """Roll back what is not committed."""
+        self.connection.close()
+
+    def columns(self) -> Columns:
+        """The columns of the tables, in the terms of SQLite; of PostgreSQL our tables only."""
+        found: Columns = {}
+        for table, name, kind, default in self.execute(self.COLUMNS).fetchall():
+            found.setdefault(table, {})[name] = (self.TYPES.get(kind, kind), default)
+        return found
+
+    def missing_columns(self) -> Columns | None:
+        """What the tables lack since an earlier version made them; None if there are no tables yet.
+        Raises Refused if they are not ours, or of a later version."""
+        with contextlib.closing(Sqlite("", 0)) as model:
+            model.create()
+            expected = model.columns()
+            latest = model.execute(model.VERSION).fetchone()[0]
+        present = self.columns()
+        missing: Columns = {}
+        for table, wanted in expected.items() if present else ():
+            found = present.get(table, {})
+            for name, (kind, default) in wanted.items():
+                if name not in found and found and default is not None:  # newer than version 1.0.0
+                    missing.setdefault(table, {})[name] = (kind, default)
+                elif found.get(name, (None,))[0] != kind:
+                    what = (
+                        f"its table {table} is not" if found else f"it has no table {table}: is not"
+                    )
+                    raise Refused(f"{what} one of load_active_users.py; choose another --db")
+        if present and int(self.execute(self.VERSION).fetchone()[0] or 0) > latest:
+            raise Refused(
+                f"is of a later version of load_active_users.py than {__version__}; use that"
+            )
+        return missing if present else None
+
+    def create_or_upgrade(self, missing: Columns | None) -> None:
+        """Create the tables, or what those of an earlier version lack."""
+        spelling = {ours: theirs for theirs, ours in self.TYPES.items()}
+        for table, some in (missing or {}).items():
+            for name, (kind, default) in some.items():
+                column = f"{name} {spelling.get(kind, kind)} NOT NULL DEFAULT {default}"
+                self.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+        if missing is None or missing:
+            self.create()
+
+    def kept_terms(self, missing: Columns) -> Terms | None:
+        """The terms of the rule under which the database was filled. Raises Refused."""
+        # Version 1.0.0 had the default event name alone.
+        _, names = missing.get("load_log", {}).get("event_names", ("", "event_names"))
+        terms = f"timezone, {names}, min_engagement_msec, valuable_events"
+        row = self.execute(f"SELECT {terms} FROM load_log LIMIT 1").fetchone()
+        try:
+            if row:
+                time_zone(row[0])
+                return row[0], tuple(to_users(row[1])), int(row[2]), tuple(to_users(row[3]))
+        except (TypeError, ValueError) as error:
+            what = f"load_log has a rule that can't be read ({error}); correct the row"
+            raise Refused(what) from None
+        return None
+
+    def check(self, rule: Rule) -> Columns | None:
+        """What missing_columns returns. Raises Refused, for another rule as well: zones are the
+        same that do the same, whatever they are called."""
+        missing = self.missing_columns()
+        kept = None if missing is None else self.kept_terms(missing)
+        if kept and (kept[1:] != rule.terms[1:] or time_zone(kept[0]) != rule.zone):
+            rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
+            raise Refused(f"was filled under the rule {rules}; use that rule or another --db")
+        return missing
+
+    def counts(self, condition: str = "", *values: str) -> dict[str, int]:
+        """The counts of active_user_table by date. Raises Refused if somebody has put something
+        else there."""
+        query = f"SELECT date, active_user_count FROM active_user_table {condition} ORDER BY date"
+        rows = self.execute(query, *values).fetchall()
+        for day, count in rows:
+            try:
+                is_right = type(count) is int and bool(date.fromisoformat(str(day)))
+            except ValueError:
+                is_right = False
+            if not is_right:
+                what = f"active_user_table has a row that is not a date and a count: {day}, {count}"
+                raise Refused(f"{what}; correct or delete it")
+        return {str(day): count for day, count in rows}
+
+    def upsert(self, table: str, row: dict[str, Any]) -> None:
+        """Insert a row, or bring it up to date; its first column is the key."""
+        key, *others = row
+        marks = ", ".join("?" * len(row))
+        update = ", ".join(f"{name} = excluded.{name}" for name in others)
+        insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"
+        self.execute(f"{insert} ON CONFLICT ({key}) DO UPDATE SET {update}", *row.values())
+
+    def merge(self, day: str, load: Load, kept: int, write: bool) -> tuple[int, int]:
+        """Add the users that a load has on a date to those that are kept; return how many it has,
+        and how many of them are new."""
+        held = added = 0
+        for users in load.users(day):
+            held += len(users)
+            if kept:
+                known = self.known(day, users, kept <= 4 * load.users_on[day])
+                users = [] if known == users else sorted(set(users).difference(known))
+            added += len(users)
+            if users and write:
+                self.execute(self.INSERT, day, to_json(users))
+        return held, added
+
+    def store(
+        self, day: str, load: Load, is_replaced: bool, is_empty: bool, write: bool
+    ) -> DateCount:
+        """Store the users that a load has on a date: add them to those that are kept, or put them
+        in their place."""
+        kept = 0
+        counted = None
+        if not is_empty:
+            query = "SELECT count(*) FROM active_user WHERE date = ?"
+            kept = self.execute(query, day).fetchone()[0]
+            counted = self.counts("WHERE date = ?", day).get(day)
+        if is_replaced:
+            held, added = self.merge(day, load, kept, write=False)
+            count = DateCount(day, held, added, kept - (held - added), held)
+            if write and (count.added or count.removed):
+                self.execute("DELETE FROM active_user WHERE date = ?", day)
+                self.merge(day, load, 0, write)
+        elif kept < (counted or 0):  # users were deleted from it: it is final
+            count = DateCount(day, counted or 0, left_out=sum(map(len, load.users(day))))
+        else:
+            held, added = self.merge(day, load, kept, write)
+            count = DateCount(day, kept + added, added, held=held)
+        if write and count.active_user_count != counted:
+            row = {"date": day, "active_user_count": count.active_user_count}
+            self.upsert("active_user_table", row)
+        return count
+
+
+class Sqlite(Database):
     """A transaction with an SQLite file; to read where there is no file is to find nothing."""
 
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
@@ -1231,11 +1406,9 @@ class Sqlite:
     COLUMNS = """SELECT t.name, c.name, upper(c.type), c.dflt_value
         FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY c.cid"""
     VERSION = "PRAGMA user_version"
-    TYPES: dict[str, str] = {}
 
-    def __init__(self, path: str, patience: float) -> None:
-        self.path = path
-        self.patience = patience
+    def __init__(self, target: str, patience: float) -> None:
+        super().__init__(target, patience)
         self.is_new = False
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
 
@@ -1245,40 +1418,37 @@ class Sqlite:
         is read as one at rest."""
         from urllib.parse import quote
 
+        path = self.target
         modes = ["mode=rw"] if write else ["mode=rw", "mode=ro&immutable=1"]
-        while modes and (write or os.path.exists(self.path)):
+        while write or os.path.exists(path):
             with contextlib.suppress(FileExistsError):
                 if write:
-                    open(self.path, "xb").close()
+                    open(path, "xb").close()
                     self.is_new = True
-            before = os.stat(self.path).st_ino
+            before = os.stat(path).st_ino
             self.connection.close()
-            uri = f"file:{quote(os.fsencode(os.path.abspath(self.path)))}?{modes[0]}"
+            uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?{modes[0]}"
             self.connection = sqlite3.connect(uri, 0.1, isolation_level=None, uri=True)
             try:
                 self.execute(f"PRAGMA cache_size = -{SQLITE_CACHE}")
                 self.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 self.execute("SELECT count(*) FROM sqlite_master")
-                if not write or self.is_at(before):
-                    return
+                with contextlib.suppress(FileNotFoundError):
+                    if not write or os.stat(path).st_ino == before:
+                        return
             except sqlite3.OperationalError as error:
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
-                if write or not is_closed or os.path.exists(self.path + "-wal") or not modes[1:]:
+                if not is_closed or os.path.exists(path + "-wal") or not modes[1:]:
                     raise
                 del modes[0]
 
-    def is_at(self, inode: int) -> bool:
-        """Whether the file that was opened is still the one of its name."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path).st_ino == inode
-        return False
-
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        """Execute a statement; wait for a lock as long as patience, and let signals in meanwhile."""
+        """Execute a statement, and let signals in while waiting for a lock."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
-                return self.connection.execute(sql, values)
+                cursor: sqlite3.Cursor = self.connection.execute(sql, values)
+                return cursor
             except sqlite3.OperationalError as error:
                 if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
                     raise
@@ -1288,31 +1458,21 @@ class Sqlite:
         for statement in schema().split(";\n"):  # executescript would commit first
             self.execute(statement)
 
-    def known(self, day: str, users: list[str], is_like: bool) -> str:
-        """The users among some that are stored for a date, in order, as a JSON array. If the load
-        is like what is stored, to read that is quicker than to look each up; then it may hold
-        others as well."""
-        if is_like:
-            cursor = self.execute(self.BETWEEN, day, users[0], users[-1])
-        else:
-            cursor = self.execute(self.KNOWN, to_json(users), day)
-        return str(cursor.fetchone()[0])
-
-    def commit(self) -> None:
-        self.execute("COMMIT")
-        self.is_new = False
+    def known(self, day: str, users: list[str], is_like: bool) -> list[str]:
+        if not is_like:
+            return super().known(day, users, is_like)
+        row = self.execute(self.BETWEEN, day, users[0], users[-1]).fetchone()
+        return to_users(row[0])
 
     def close(self) -> None:
-        """Roll back what is not committed."""
         with contextlib.suppress(OSError):
-            if self.is_new and os.path.getsize(self.path) == 0:
-                os.unlink(self.path)  # whoever waits for our lock looks for it afterwards
-        self.connection.close()
+            if self.is_new and os.path.getsize(self.target) == 0:
+                os.unlink(self.target)  # whoever waits for our lock looks for it afterwards
+        super().close()
 
 
-class Postgres:
-    """A transaction with a PostgreSQL database: the methods and statements of Sqlite in its words.
-    schema.sql is written so that DIALECT translates it."""
+class Postgres(Database):
+    """A transaction with a PostgreSQL database. schema.sql is written so that DIALECT serves."""
 
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
         SELECT CAST(? AS DATE), value FROM json_array_elements_text(CAST(? AS JSON)) AS value
@@ -1326,23 +1486,23 @@ class Postgres:
             AND c.relname IN ('active_user_table', 'active_user', 'load_log')
         ORDER BY a.attnum"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
-    TYPES = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
+    TYPES: Mapping[str, str] = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
     DIALECT = (
         (r" WITHOUT ROWID", ""),
         (r"\bINTEGER\b", "BIGINT"),
         (r"\bREAL\b", "DOUBLE PRECISION"),
         (r"PRAGMA user_version = (\d+)", r"COMMENT ON TABLE load_log IS '\1'"),
         (r"DROP VIEW IF EXISTS \w+;\s*CREATE VIEW", "CREATE OR REPLACE VIEW"),
-        (r"date\(([\w.]+), '([+-]\d+) days'\)", r"(\1 \2)"),
+        (r"date\(([\w.]+), '([+-]\d+) days'\)", r"CAST(\1 + INTERVAL '\2 days' AS DATE)"),
         (r"julianday", ""),
     )
 
-    def __init__(self, url: str, patience: float) -> None:
+    def __init__(self, target: str, patience: float) -> None:
         import psycopg
 
-        url = re.sub(r"^postgresql\+psycopg:", "postgresql:", url)
+        super().__init__(target, patience)
+        url = target.replace("+psycopg", "", 1)
         timeout = psycopg.conninfo.conninfo_to_dict(url).get("connect_timeout")
-        self.patience = patience
         self.connection = psycopg.connect(
             url,
             autocommit=True,
@@ -1367,117 +1527,23 @@ class Postgres:
             text = re.sub(pattern, spelling, text)
         self.execute(text)
 
-    def known(self, day: str, users: list[str], is_like: bool) -> str:
-        return str(self.execute(self.KNOWN, to_json(users), day).fetchone()[0])
-
-    def commit(self) -> None:
-        self.execute("COMMIT")
-
-    def close(self) -> None:
-        self.connection.close()
-
-
-Database = Sqlite | Postgres
-
 
 def is_postgres(target: str) -> bool:
-    return target.startswith(("postgresql://", "postgres://", "postgresql+psycopg://"))
+    return re.match(r"postgres(ql(\+psycopg)?)?://", target) is not None
 
 
 @contextlib.contextmanager
 def transaction(
     target: str, write: bool = False, patience: float = LOCK_SECONDS
 ) -> Iterator[Database]:
-    """A transaction with a database, committed at the end, and rolled back at any error. It waits
-    for a lock as many seconds as patience. Raises LoadError."""
+    """A transaction with a database, committed at the end, and rolled back at any error. Raises
+    LoadError, Unavailable."""
     with about(target):
         connect = Postgres if is_postgres(target) else Sqlite
         with contextlib.closing(connect(target, patience)) as db:
             db.begin(write)
             yield db
             db.commit()
-
-
-def schema() -> str:
-    """The text of schema.sql. Raises LoadError."""
-    with about(SCHEMA):
-        if not os.path.exists(SCHEMA):
-            raise Unreadable("is missing; it belongs beside load_active_users.py")
-        with open(SCHEMA, encoding="utf-8") as file:
-            return file.read()
-
-
-def columns(db: Database) -> dict[str, Columns]:
-    """The columns of each table, in the terms of SQLite; of PostgreSQL only our tables."""
-    found: dict[str, Columns] = {}
-    for table, name, kind, default in db.execute(db.COLUMNS).fetchall():
-        found.setdefault(table, {})[name] = (db.TYPES.get(kind, kind), default)
-    return found
-
-
-def missing_columns(db: Database, target: str) -> dict[str, Columns] | None:
-    """What the tables of a database lack since an earlier version made them, or None if there are
-    no tables yet. Raises LoadError if they are not ours, or of a later version."""
-    with contextlib.closing(Sqlite("", 0)) as model:
-        model.create()
-        expected = columns(model)
-        latest = model.execute(model.VERSION).fetchone()[0]
-    present = columns(db)
-    missing: dict[str, Columns] = {}
-    for table, wanted in expected.items():
-        for name, (kind, default) in wanted.items():
-            found = present.get(table, {})
-            if name not in found and found and default is not None:  # newer than version 1.0.0
-                missing.setdefault(table, {})[name] = (kind, default)
-            elif present and found.get(name, (None,))[0] != kind:
-                what = (
-                    f"its table {table} is not" if found else f"it has no table {table}: it is not"
-                )
-                what = f"{what} one of load_active_users.py; choose another --db"
-                raise LoadError(f"{shown(target)}: {what}")
-    if present and int(db.execute(db.VERSION).fetchone()[0] or 0) > latest:
-        what = f"is of a later version of load_active_users.py than {__version__}; use that"
-        raise LoadError(f"{shown(target)}: {what}")
-    return missing if present else None
-
-
-def create_or_upgrade(db: Database, missing: dict[str, Columns] | None) -> None:
-    """Create the tables, or what those of an earlier version lack."""
-    spelling = {ours: theirs for theirs, ours in db.TYPES.items()}
-    for table, some in (missing or {}).items():
-        for name, (kind, default) in some.items():
-            definition = f"{name} {spelling.get(kind, kind)} NOT NULL DEFAULT {default}"
-            db.execute(f"ALTER TABLE {table} ADD COLUMN {definition}")
-    if missing is None or missing:
-        db.create()
-
-
-def kept_terms(db: Database, target: str, missing: dict[str, Columns]) -> Terms | None:
-    """The terms of the rule under which a database was filled. Raises LoadError."""
-    # Version 1.0.0 had the default event name alone.
-    _, names = missing.get("load_log", {}).get("event_names", ("", "event_names"))
-    query = f"SELECT timezone, {names}, min_engagement_msec, valuable_events FROM load_log LIMIT 1"
-    row = db.execute(query).fetchone()
-    try:
-        if row is None:
-            return None
-        time_zone(row[0])
-        return row[0], tuple(to_users(row[1])), int(row[2]), tuple(to_users(row[3]))
-    except (TypeError, ValueError) as error:
-        what = f"load_log has a rule that can't be read ({error}); correct the row"
-        raise LoadError(f"{shown(target)}: {what}") from None
-
-
-def check(db: Database, target: str, rule: Rule) -> dict[str, Columns] | None:
-    """What missing_columns returns. Raises LoadError for other tables, and for another rule: zones
-    are the same that do the same, whatever they are called."""
-    missing = missing_columns(db, target)
-    kept = None if missing is None else kept_terms(db, target, missing)
-    if kept and (kept[1:] != rule.terms[1:] or time_zone(kept[0]) != rule.zone):
-        rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
-        what = f"was filled under the rule {rules}; use that rule or another --db"
-        raise LoadError(f"{shown(target)}: {what}")
-    return missing
 
 
 def options(terms: Terms) -> str:
@@ -1490,27 +1556,15 @@ def options(terms: Terms) -> str:
     return " ".join([f"--timezone {terms[0]}", *names, minimum, *globs])
 
 
-def stored_count(target: str, day: Any, count: Any) -> int:
-    """A count of active_user_table. Raises LoadError if somebody has put something else there."""
-    with contextlib.suppress(ValueError):
-        date.fromisoformat(str(day))
-        if type(count) is int:
-            return count
-    what = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
-    raise LoadError(f"{shown(target)}: {what}; correct or delete it")
-
-
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
     """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
     with transaction(target) as db:
-        missing = missing_columns(db, target)
+        missing = db.missing_columns()
         if missing is None:
             return [], None
-        query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"
-        rows = db.execute(query).fetchall()
-        counts = [(str(day), stored_count(target, day, count)) for day, count in rows]
+        counts = list(db.counts().items())
         try:
-            return counts, kept_terms(db, target, missing)
+            return counts, db.kept_terms(missing)
         except Exception as error:
             if code_of(error) != "42501":  # a dashboard's role that may read the counts alone
                 raise
@@ -1528,71 +1582,17 @@ def store(
 ) -> list[DateCount]:
     """Store a load in one transaction, with its row of load_log; return what became of its dates
     and of those that it replaces, in order. Raises LoadError, Unavailable."""
-    counts = []
     with transaction(target, not dry_run, patience) as db:
-        missing = check(db, target, rule)  # again: others may have been here since the load began
+        missing = db.check(rule)  # again: others may have been here since the load began
         if not dry_run:
-            create_or_upgrade(db, missing)
-        for day in sorted(replaced.union(load.users_on)):
-            kept, counted = (0, None) if missing is None else counts_of(db, target, day)
-            if day in replaced:
-                count = replace_date(db, day, load, kept, dry_run)
-            elif kept < (counted or 0):  # users were deleted from it: it is final
-                left_out = sum(map(len, load.users(day)))
-                count = DateCount(day, counted or 0, left_out=left_out)
-            else:
-                held, added = merge_date(db, day, load, kept, dry_run)
-                count = DateCount(day, kept + added, added, held=held)
-            counts.append(count)
-            if not dry_run and count.active_user_count != counted:
-                row = {"date": day, "active_user_count": count.active_user_count}
-                upsert(db, "active_user_table", row)
+            db.create_or_upgrade(missing)
+        counts = [
+            db.store(day, load, day in replaced, missing is None, not dry_run)
+            for day in sorted(replaced.union(load.users_on))
+        ]
         if not dry_run:
-            upsert(db, "load_log", log_row(counts))
+            db.upsert("load_log", log_row(counts))
     return counts
-
-
-def counts_of(db: Database, target: str, day: str) -> tuple[int, int | None]:
-    """How many users a database keeps of a date, and the count that it has for it."""
-    kept = db.execute("SELECT count(*) FROM active_user WHERE date = ?", day).fetchone()[0]
-    query = "SELECT active_user_count FROM active_user_table WHERE date = ?"
-    row = db.execute(query, day).fetchone()
-    return kept, stored_count(target, day, row[0]) if row else None
-
-
-def merge_date(db: Database, day: str, load: Load, kept: int, dry_run: bool) -> tuple[int, int]:
-    """Add the users that a load has on a date to those that are kept; return how many it has, and
-    how many of them are new."""
-    held = added = 0
-    for users in load.users(day):
-        held += len(users)
-        if kept:
-            text = to_json(users)
-            known = db.known(day, users, kept <= 4 * load.users_on[day])
-            users = [] if known == text else sorted(set(users).difference(to_users(known)))
-        added += len(users)
-        if users and not dry_run:
-            db.execute(db.INSERT, day, to_json(users))
-    return held, added
-
-
-def replace_date(db: Database, day: str, load: Load, kept: int, dry_run: bool) -> DateCount:
-    """Put the users that a load has on a date in the place of those that are kept."""
-    held, added = merge_date(db, day, load, kept, dry_run=True)
-    removed = kept - (held - added)
-    if not dry_run and (added or removed):
-        db.execute("DELETE FROM active_user WHERE date = ?", day)
-        merge_date(db, day, load, 0, dry_run=False)
-    return DateCount(day, held, added, removed, held)
-
-
-def upsert(db: Database, table: str, row: dict[str, Any]) -> None:
-    """Insert a row, or bring it up to date; its first column is the key."""
-    key, *others = row
-    marks = ", ".join("?" * len(row))
-    update = ", ".join(f"{name} = excluded.{name}" for name in others)
-    insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"
-    db.execute(f"{insert} ON CONFLICT ({key}) DO UPDATE SET {update}", *row.values())
 
 
 # -- The report ------------------------------------------------------------------------------------
@@ -1873,7 +1873,7 @@ class BadRecords:
         self.file: Any = None
         if rejects:
             with about(rejects):
-                self.file = open(rejects, "a+b")  # noqa: SIM115 - close closes it
+                self.file = open(rejects, "a+b")
                 if self.file.seek(0, os.SEEK_END):
                     self.file.seek(-1, os.SEEK_END)
                     self.file.write(b"" if self.file.read(1) == b"\n" else b"\n")
@@ -2176,12 +2176,12 @@ def check_writable(path: str) -> None:
     directory = os.path.dirname(os.path.realpath(path))
     with about(path):
         if not os.path.isdir(directory):
-            raise Unreadable(f"there is no directory {directory}; create it first")
+            raise Refused(f"there is no directory {directory}; create it first")
         if os.path.isdir(path):
-            raise Unreadable("is a directory; name a file")
+            raise Refused("is a directory; name a file")
         for place in (path, directory):
             if os.path.exists(place) and not os.access(place, os.W_OK):
-                raise Unreadable(f"{place} can't be written; make it writable, or choose another")
+                raise Refused(f"{place} can't be written; make it writable, or choose another")
 
 
 def check_database(target: str, rule: Rule) -> None:
@@ -2189,7 +2189,7 @@ def check_database(target: str, rule: Rule) -> None:
     schema()
     if is_postgres(target) or os.path.exists(target):
         with transaction(target) as db:
-            check(db, target, rule)
+            db.check(rule)
 
 
 def new_scanner(rule: Rule, dates: str | None, validate: bool, keep: bool) -> Scanner:
@@ -2263,8 +2263,8 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_WRONLY)
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w")
+    sys.stderr = sys.stderr or open(2, "w")
 
 
 # fmt: off
