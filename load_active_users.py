@@ -621,7 +621,9 @@ class Scanner:
         return self.validate or is_found or self.has_doubtful_escapes(record, len(record))
 
     def has_doubtful_escapes(self, text: bytes | bytearray, stop: int) -> bool:
-        return stringzilla.find(text, b"\\u00", 0, stop) >= 0 and any(
+        """Whether an escape may spell what is searched for; most texts have no backslash at all."""
+        has_escapes = text.find(b"\\", 0, stop) >= 0
+        return has_escapes and any(
             stringzilla.find(text, escape, 0, stop) >= 0 for escape in self.doubtful_escapes
         )
 
@@ -894,8 +896,8 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
 # the input. So line numbers, bad records and the first error need no care.
 
 SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
-PER_WORKER = 4  # ranges that a worker has been given, or has finished before their turn
-HELD = 16 << 20  # bytes of users to hold in memory
+PER_WORKER = 3  # ranges that a worker has been given, or has finished before their turn
+HELD = 12 << 20  # bytes of users to hold in memory
 TICK = 0.2  # seconds without input after which a live load looks at the clock
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
@@ -1202,7 +1204,7 @@ class Load:
 # a dry run is the same without the writing.
 
 LOCK_SECONDS = 60.0
-SQLITE_CACHE = 32 << 10  # KiB
+SQLITE_CACHE = 16 << 10  # KiB
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
 Columns = dict[str, dict[str, tuple[str, str | None]]]  # by table and name: type, default if any
 
