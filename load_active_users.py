@@ -412,6 +412,16 @@ def time_zone(name: str) -> Any:
     return zone
 
 
+def is_same_zone(name: str, other: str) -> bool:
+    """Whether two time zones, of two names perhaps, have the same offsets, four times a day."""
+    zones = (time_zone(name), time_zone(other))
+    times = (EPOCH + timedelta(hours=hours) for hours in range(-600_000, 590_000, 6))
+    return name == other or all(
+        time.astimezone(zones[0]).utcoffset() == time.astimezone(zones[1]).utcoffset()
+        for time in times
+    )
+
+
 def parse_dates(text: str | None, rule: Rule) -> Dates:
     """The dates FROM..TO, or a single one; 2000-01-01 and tomorrow for what is left out. Raises
     ValueError."""
@@ -1326,7 +1336,7 @@ class Database:
         same that do the same, whatever they are called."""
         missing = self.missing_columns()
         kept = None if missing is None else self.kept_terms(missing)
-        if kept and (kept[1:] != rule.terms[1:] or time_zone(kept[0]) != rule.zone):
+        if kept and (kept[1:] != rule.terms[1:] or not is_same_zone(kept[0], rule.terms[0])):
             rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
             raise Refused(f"was filled under the rule {rules}; use that rule or another --db")
         return missing
@@ -1396,6 +1406,9 @@ class Database:
         return count
 
 
+# -- SQLite and PostgreSQL -------------------------------------------------------------------------
+
+
 class Sqlite(Database):
     """A transaction with an SQLite file; to read where there is no file is to find nothing."""
 
@@ -1443,6 +1456,7 @@ class Sqlite(Database):
                 if not is_closed or os.path.exists(path + "-wal") or not modes[1:]:
                     raise
                 del modes[0]
+        self.execute("BEGIN")
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """Execute a statement, and let signals in while waiting for a lock."""
@@ -2054,12 +2068,8 @@ def warn(run: Run) -> None:
         say("Warning: all active events are dated before 2000; is event_timestamp in microseconds?")
 
 
-# -- The command -----------------------------------------------------------------------------------
+# -- Checks, before anything is read ---------------------------------------------------------------
 
-COUNT = click.IntRange(0, 10**15)
-LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
-PREFIX = "LOAD_ACTIVE_USERS"
-CLUSTER_RANGE = 256 << 20  # bytes
 PART = r"(?:[^\s/?#\[\]@%]|%(?!00)[0-9A-Fa-f]{2})*"  # of a URL
 HOST = r"(?:[^\s:/?#\[\]@]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
 POSTGRES_URL = (
@@ -2070,37 +2080,6 @@ DB_EXPECTED = (
     "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
     "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
 )
-
-
-class Text(click.types.StringParamType):
-    """A text that is not empty; in the environment one a line."""
-
-    envvar_list_splitter = "\n"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not str(value).strip():
-            self.fail("must not be empty", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class Command(click.Command):
-    """A command for which an empty variable in the environment is an error, not passed over."""
-
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
-        for option in self.params:
-            variable = f"{PREFIX}_{str(option.name).upper()}"
-            if os.environ.get(variable) == "":
-                raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
-        return super().make_context(*args, **more)
-
-
-def option(
-    name: str, metavar: str | None, help: str, **more: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """An option of the command."""
-    if metavar and "type" not in more:
-        more["type"] = Text()
-    return click.option(*name.split(", "), metavar=metavar, help=help, **more)
 
 
 def check_options(
@@ -2197,6 +2176,45 @@ def check_database(target: str, rule: Rule) -> None:
 def new_scanner(rule: Rule, dates: str | None, validate: bool, keep: bool) -> Scanner:
     """A scanner for some dates, of which the last may be tomorrow."""
     return Scanner(rule, parse_dates(dates, rule), validate, keep)
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+COUNT = click.IntRange(0, 10**15)
+LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
+PREFIX = "LOAD_ACTIVE_USERS"
+CLUSTER_RANGE = 256 << 20  # bytes
+
+
+class Text(click.types.StringParamType):
+    """A text that is not empty; in the environment one a line."""
+
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value).strip():
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Command(click.Command):
+    """A command for which an empty variable in the environment is an error, not passed over."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        for option in self.params:
+            variable = f"{PREFIX}_{str(option.name).upper()}"
+            if os.environ.get(variable) == "":
+                raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
+        return super().make_context(*args, **more)
+
+
+def option(
+    name: str, metavar: str | None, help: str, **more: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option of the command."""
+    if metavar and "type" not in more:
+        more["type"] = Text()
+    return click.option(*name.split(", "), metavar=metavar, help=help, **more)
 
 
 def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str | None) -> Found:
