@@ -413,12 +413,11 @@ def time_zone(name: str) -> Any:
 
 
 def is_same_zone(name: str, other: str) -> bool:
-    """Whether two time zones, of two names perhaps, have the same offsets, four times a day."""
-    zones = (time_zone(name), time_zone(other))
-    times = (EPOCH + timedelta(hours=hours) for hours in range(-600_000, 590_000, 6))
-    return name == other or all(
-        time.astimezone(zones[0]).utcoffset() == time.astimezone(zones[1]).utcoffset()
-        for time in times
+    """Whether two names are of time zones that do the same, on each day from 1970 to 2037."""
+    one, two = time_zone(name), time_zone(other)
+    times = (EPOCH + timedelta(days) for days in range(24_800))
+    return one == two or all(
+        time.astimezone(one).utcoffset() == time.astimezone(two).utcoffset() for time in times
     )
 
 
@@ -1154,9 +1153,7 @@ class Load:
         self.tally = Tally()
         self.pieces: dict[str, list[tuple[str, str]]] = {}  # by date: first user, JSON array
         self.held = 0  # bytes in memory, about
-        self.users_on: dict[
-            str, int
-        ] = {}  # by date an upper bound: a user may be in several pieces
+        self.users_on: dict[str, int] = {}  # by date at most: one may be in several pieces
         self.staged: sqlite3.Connection | None = None
 
     def add(self, batch: Batch) -> None:
@@ -2324,7 +2321,6 @@ def open_standard_streams() -> None:
         show_default="on a terminal")
 @option("-q, --quiet", None, "No report on standard output.", is_flag=True)
 @click.version_option(__version__, message="%(version)s")
-# fmt: on
 def main(
     events: tuple[str, ...],
     db: str,
@@ -2388,6 +2384,7 @@ def main(
                 print_report(LAYOUTS[format](run))
         if plot and not dry_run:
             plot_table(plot, db)
+# fmt: on
 
 
 if IS_COMMAND:
