@@ -41,10 +41,8 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
-from heapq import merge
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import click
@@ -170,7 +168,7 @@ def to_json(value: Any) -> str:
 
 # -- The event -------------------------------------------------------------------------------------
 #
-# A line of the BigQuery export of Google Analytics, with the fields that decide; there are many more
+# A line of the BigQuery export of Google Analytics, with the fields that decide, among many more
 # (https://support.google.com/analytics/answer/7029846):
 #
 #   {"event_timestamp": "1577836800000000", "event_name": "user_engagement",
@@ -438,8 +436,8 @@ def parse_dates(text: str | None, rule: Rule) -> Dates:
 
 # -- Scanning lines --------------------------------------------------------------------------------
 #
-# What a line means is said by Scanner.scan_line. Blocks of lines go a quicker way, which agrees with
-# it or gives up: whatever is in doubt goes line by line.
+# What a line means is said by Scanner.scan_line. Blocks of lines go a quicker way, which agrees
+# with it or gives up: whatever is in doubt goes line by line.
 
 NEWLINE, OPEN, CLOSE = b"\n{}"
 BLANK = b" \t\r\n"
@@ -658,8 +656,8 @@ class Scanner:
 
 # -- Sources ---------------------------------------------------------------------------------------
 #
-# EVENTS are files, standard input, pipes and URLs, each compressed or not. All are read as blocks of
-# whole lines.
+# EVENTS are files, standard input, pipes and URLs, each compressed or not. All are read as blocks
+# of whole lines.
 
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 AHEAD = 8 << 20  # bytes to ask a URL for at once
@@ -983,7 +981,7 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
         with about("scanning processes"):
             import multiprocessing
 
-            # A fork starts at once and shares what is imported; elsewhere than on Linux it is unsafe.
+            # A fork starts at once and shares what is imported; beyond Linux it is unsafe.
             method = "fork" if sys.platform == "linux" else None
             context: Any = multiprocessing.get_context(method)
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
@@ -1140,8 +1138,8 @@ def arriving_lines(source: str, descriptor: int, stopped: list[int]) -> Iterator
 
 # -- A load ----------------------------------------------------------------------------------------
 #
-# A load holds the users of some batches by date in bounded memory, and gives them back in order, each
-# once.
+# A load holds the users of some batches by date in bounded memory, and gives them back in order,
+# each once.
 
 CHUNK = 65_536  # users that are compared with a database and stored at once
 
@@ -1184,6 +1182,8 @@ class Load:
         """Yield the users of a date in order, each once, some 65,536 at a time."""
         pieces: Iterable[tuple[str, str]] = sorted(self.pieces.get(day, ()))
         if self.staged is not None:
+            from heapq import merge
+
             query = "SELECT first, users FROM piece WHERE date = ? ORDER BY first"
             pieces = merge(pieces, self.staged.execute(query, (day,)))
         pending: list[str] = []
@@ -1428,9 +1428,10 @@ class Sqlite(Database):
         """Begin to write when it is our turn, in the file that is there then: a failed first load
         removes the file it has made. In a directory that can't be written, a database in WAL mode
         is read as one at rest."""
-        from urllib.parse import quote
-
         path = self.target
+        uri = re.sub(
+            rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(os.path.abspath(path))
+        )
         modes = ["mode=rw"] if write else ["mode=rw", "mode=ro&immutable=1"]
         while write or os.path.exists(path):
             with contextlib.suppress(FileExistsError):
@@ -1439,8 +1440,8 @@ class Sqlite(Database):
                     self.is_new = True
             before = os.stat(path).st_ino
             self.connection.close()
-            uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?{modes[0]}"
-            self.connection = sqlite3.connect(uri, 0.1, isolation_level=None, uri=True)
+            name = f"file:{uri.decode()}?{modes[0]}"
+            self.connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
             try:
                 self.execute(f"PRAGMA cache_size = -{SQLITE_CACHE}")
                 self.execute("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -1635,12 +1636,12 @@ class Run:
             "replaced": int(replace),
         }
 
-    def sum(self, name: str) -> int:
-        """The sum of a column over all dates."""
-        return sum(getattr(count, name) for count in self.counts.values())
+    def sum(self, name: str, more: Iterable[DateCount] = ()) -> int:
+        """The sum of a column over all dates, and some more."""
+        return sum(getattr(count, name) for count in (*self.counts.values(), *more))
 
     def add(self, load: Load, counts: list[DateCount]) -> None:
-        """Add a load that is committed, or about to be."""
+        """Add a load that is committed."""
         self.tally.add(load.tally)
         self.loads += 1
         for count in counts:
@@ -1649,15 +1650,19 @@ class Run:
                 setattr(count, name, getattr(count, name) + getattr(earlier, name))
             self.counts[count.date] = count
 
-    def log_row(self, dates: Dates) -> dict[str, Any]:
-        """The row of load_log."""
+    def log_row(self, dates: Dates, load: Load, counts: list[DateCount]) -> dict[str, Any]:
+        """The row of load_log once one more load is committed."""
+        total = Tally()
+        total.add(self.tally)
+        total.add(load.tally)
+        changes = {name: self.sum(name, counts) for name in ("added", "removed", "left_out")}
         return {
             **self.row,
             "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - self.started, 3),
             "dates": "..".join(dates),
-            **{name: getattr(self.tally, name) for name in Tally.__struct_fields__[:-1]},
-            **{name: self.sum(name) for name in ("added", "removed", "left_out")},
+            **{name: getattr(total, name) for name in Tally.__struct_fields__[:-1]},
+            **changes,
         }
 
     def rows(self) -> list[DateCount]:
@@ -1675,7 +1680,7 @@ def ascii_json(value: Any) -> str:
 
 
 def as_json(run: Run) -> str:
-    """The report as one JSON object; left_out is in it where users came too late for final dates."""
+    """The report as one JSON object; left_out is in it if users came too late for final dates."""
     names = ("date", "active_user_count", "added", "removed")
     dates = [{name: getattr(count, name) for name in names} for count in run.rows()]
     report = {"dates": dates, **{name: getattr(run.tally, name) for name in TALLIES}}
@@ -1957,11 +1962,7 @@ class Loader(Struct):
         ends = parse_dates(self.dates, self.rule)
         replaced = set(days_between(*ends) if self.run.row["replaced"] else ())
 
-        def log_row(counts: list[DateCount]) -> dict[str, Any]:
-            after = deepcopy(self.run)
-            after.add(load, deepcopy(counts))
-            return after.log_row(ends)
-
+        log_row = partial(self.run.log_row, ends, load)
         counts = store(self.target, self.rule, load, replaced, log_row, self.dry_run, patience)
         self.run.add(load, counts)
 
@@ -2297,12 +2298,12 @@ def open_standard_streams() -> None:
         "holds an engagement_time_msec.", default=["user_engagement"], multiple=True)
 @option("--min-engagement-msec", "N", "Minimum engagement time of an active event, inclusive.",
         default=3000, type=COUNT)
-@option("--valuable-event", "GLOB", "An event parameter whose key matches makes the event valuable; "
-        "repeatable.", default=["*_event"], multiple=True)
+@option("--valuable-event", "GLOB", "An event parameter whose key matches makes the event "
+        "valuable; repeatable.", default=["*_event"], multiple=True)
 @option("--dates", "FROM..TO", "Count only events on these dates; either end may be left out.",
         show_default="2000-01-01.. to tomorrow")
-@option("--replace", None, "These events are the whole truth for --dates, both ends of which must be "
-        "given.", is_flag=True)
+@option("--replace", None, "These events are the whole truth for --dates, both ends of which "
+        "must be given.", is_flag=True)
 @option("--max-bad-records", "N", "Bad records to tolerate; if there are more, nothing is loaded.",
         default=0, type=COUNT)
 @option("--rejects", "FILE", "Append every bad record to FILE, byte for byte, one per line.")
