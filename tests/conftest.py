@@ -1,3 +1,5 @@
+"""What the tests share: events, files of them, and the command as a real process."""
+
 import json
 import os
 import sqlite3
@@ -20,9 +22,14 @@ settings.register_profile("here", deadline=None)  # how long an example takes de
 settings.load_profile("here")
 
 
-def event(user: Any = "u", time: Any = NOON, msec: Any = 3000, key: Any = "x_event", **fields: Any) -> dict[str, Any]:
+def event(
+    user: Any = "u", time: Any = NOON, msec: Any = 3000, key: Any = "x_event", **fields: Any
+) -> dict[str, Any]:
     """An engagement event that is active unless told otherwise."""
-    params = [{"key": "engagement_time_msec", "value": {"int_value": msec}}, {"key": key, "value": {"int_value": 1}}]
+    params = [
+        {"key": "engagement_time_msec", "value": {"int_value": msec}},
+        {"key": key, "value": {"int_value": 1}},
+    ]
     return {
         "event_timestamp": time,
         "event_name": "user_engagement",
@@ -34,7 +41,14 @@ def event(user: Any = "u", time: Any = NOON, msec: Any = 3000, key: Any = "x_eve
 
 def lines(*events: Any) -> bytes:
     """Events and raw lines as a file."""
-    return b"".join((e if isinstance(e, bytes) else json.dumps(e).encode()) + b"\n" for e in events)
+    rows = (e if isinstance(e, bytes) else json.dumps(e).encode() for e in events)
+    return b"".join(row + b"\n" for row in rows)
+
+
+def environment(env: dict[str, str] | None = None) -> dict[str, str]:
+    """This environment without settings of the loader, and with some of a test."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("LOAD_ACTIVE_USERS_")}
+    return {**ours, "PYTHONUNBUFFERED": "", **(env or {})}
 
 
 class Loader:
@@ -51,43 +65,65 @@ class Loader:
     def command(self, *args: object) -> list[str]:
         return [sys.executable, str(SCRIPT), *map(str, args)]
 
-    def run(self, *args: object, input: bytes = b"", env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    def run(
+        self, *args: object, input: bytes = b"", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             self.command(*args),
             cwd=self.directory,
             input=input,
-            env={**os.environ, "PYTHONUNBUFFERED": "", **(env or {})},
+            env=environment(env),
             capture_output=True,
             timeout=300,
         )
 
-    def load(self, *args: object, input: bytes = b"", env: dict[str, str] | None = None) -> dict[str, Any]:
-        """The report of a load that succeeds in silence."""
+    def load(
+        self,
+        *args: object,
+        input: bytes = b"",
+        env: dict[str, str] | None = None,
+        warning: str = "",
+    ) -> dict[str, Any]:
+        """The report of a load that succeeds and says nothing but a warning."""
         done = self.run("--format", "json", *args, input=input, env=env)
-        assert (done.returncode, done.stderr) == (0, b"")
-        return json.loads(done.stdout)
+        assert (done.returncode, done.stderr.decode()) == (0, warning)
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
 
-    def refuse(self, *args: object, input: bytes = b"", status: int = 1) -> str:
+    def refuse(
+        self,
+        *args: object,
+        input: bytes = b"",
+        status: int = 1,
+        env: dict[str, str] | None = None,
+    ) -> str:
         """What is said about a load that is refused, which changes nothing in the database."""
         before = self.content()
-        done = self.run(*args, input=input)
+        done = self.run(*args, input=input, env=env)
         assert (done.returncode, done.stdout) == (status, b""), done
         assert b"Traceback" not in done.stderr
         assert self.content() == before
         return done.stderr.decode()
 
     def table(self) -> dict[str, int]:
-        return dict(self.query("SELECT date, active_user_count FROM active_user_table ORDER BY date"))
+        query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"
+        return dict(self.query(query))
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.db)) as db:
             return db.execute(sql).fetchall()
 
+    def execute(self, script: str) -> None:
+        """Change the database by hand."""
+        with closing(sqlite3.connect(self.db)) as db:
+            db.executescript(script)
+
     def content(self) -> list[str] | None:
         if not self.db.exists():
             return None
         with closing(sqlite3.connect(self.db)) as db:
-            return list(db.iterdump())
+            version = db.execute("PRAGMA user_version").fetchone()
+            return [*db.iterdump(), f"version {version[0]}"]
 
 
 @pytest.fixture

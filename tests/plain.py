@@ -2,16 +2,49 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 from zoneinfo import ZoneInfo
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME = "engagement_time_msec"
+Result = tuple[dict[str, set[str]], dict[str, int], dict[int, bytes]]
 
 
-def refuse(*_: object) -> None:
+class Rule(NamedTuple):
+    """What makes a user active on a date."""
+
+    zone: str = "US/Central"
+    names: tuple[str, ...] = ("user_engagement",)
+    least: int = 3000
+    globs: tuple[str, ...] = ("*_event",)
+
+
+DEFAULT = Rule()
+
+# What the first bytes of a file that is no newline-delimited JSON are like.
+OTHER_FORMATS = {
+    "a JSON array": rb"\s*\[",
+    "pretty-printed JSON": rb'\s*\{\s*\n\s*"',
+    "a Parquet file": rb"PAR1",
+    "an Avro file": rb"Obj\x01",
+    "an ORC file": rb"ORC",
+    "an SQLite database": rb"SQLite format 3\0",
+    "a zip archive": rb"PK[\x03\x05\x07]",
+    "xz-compressed": rb"\xfd7zXZ\0",
+    "bzip2-compressed": rb"BZh",
+    "lz4-compressed": rb"\x04\x22\x4d\x18",
+    "a 7z archive": rb"7z\xbc\xaf",
+    "compressed twice": rb"\x1f\x8b|\x28\xb5\x2f\xfd",
+    "a tar archive": rb"[\s\S]{257}ustar",
+    "UTF-16": rb"\xff\xfe|\xfe\xff|\{\0|\0\{",
+    "HTML or XML": rb"\s*<[!?a-zA-Z]",
+}
+
+
+def refuse(*_: object) -> NoReturn:
     raise ValueError
 
 
@@ -25,33 +58,82 @@ def optional(value: Any, type_: type) -> Any:
 
 
 def integer(value: Any) -> int:
-    return int(value if type(value) is int or re.fullmatch("-?[0-9]+", expect(value, str)) else refuse())
+    if type(value) is int:
+        return value
+    return int(value if re.fullmatch("-?[0-9]+", expect(value, str)) else refuse())
 
 
-def active_user(
-    event: Any, zone: str = "US/Central", least: int = 3000, globs: tuple[str, ...] = ("*_event",)
-) -> tuple[str, str | None] | None:
+def other_format(data: bytes) -> str | None:
+    """The name of another format that a file is of by its first bytes."""
+    head = data.removeprefix(b"\xef\xbb\xbf")[:512]
+    kinds = (kind for kind, magic in OTHER_FORMATS.items() if re.match(magic, head))
+    return next(kinds, None)
+
+
+def needle(rule: Rule) -> str:
+    """What a line with an engagement event must hold, in some spelling: the only name, or else
+    the key of the engagement time."""
+    return rule.names[0] if is_by_name_alone(rule) else TIME
+
+
+def is_by_name_alone(rule: Rule) -> bool:
+    return len(set(rule.names)) == 1 and rule.names[0] != "*"
+
+
+def may_hold_engagement(record: bytes, rule: Rule) -> bool:
+    """Whether a line holds what is searched for, or an escape that may be of one of its letters."""
+    text = needle(rule)
+    rows = {f"{ord(letter) >> 4:x}" for letter in text}  # of the ASCII table
+    return text.encode() in record or any(rb"\u00" + row.encode() in record for row in rows)
+
+
+def is_engagement(event: Any, rule: Rule) -> bool:
+    """Whether an object is an engagement event: of the only name or, of several names or any, if
+    it holds the key of the engagement time."""
+    name = event.get("event_name")
+    if "*" not in rule.names and not (type(name) is str and name in rule.names):
+        return False
+    if is_by_name_alone(rule):
+        return True
+    params = event.get("event_params")
+    some = [param for param in params if type(param) is dict] if type(params) is list else []
+    return any(param.get("key") == TIME for param in some)
+
+
+def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | None:
     """The date and the user that an engagement event makes active, or None. Raises ValueError."""
     params = [expect(param, dict) for param in optional(event.get("event_params"), list)]
     keys = [optional(param.get("key"), str) for param in params]
     values = [optional(param.get("value"), dict).get("int_value") for param in params]
-    msecs = [integer(v) for k, v in zip(keys, values, strict=True) if k == "engagement_time_msec" and v is not None]
+    pairs = zip(keys, values, strict=True)
+    msecs = [integer(value) for key, value in pairs if key == TIME and value is not None]
     user = optional(event.get("user_pseudo_id"), str)
+    if "\0" in user or len(user.encode()) > 512:
+        refuse()
     try:
         time = EPOCH + timedelta(microseconds=integer(event.get("event_timestamp")))
-        date = time.astimezone(ZoneInfo(zone)).date().isoformat()
+        date = time.astimezone(ZoneInfo(rule.zone)).date().isoformat()
     except OverflowError:
         refuse()
     named = [param["key"] for param in params if param.get("key") is not None]
-    valuable = any(fnmatchcase(key, glob) for key in named for glob in globs)
-    return (date, user or None) if valuable and any(msec >= least for msec in msecs) else None
+    valuable = any(fnmatchcase(key, glob) for key in named for glob in rule.globs)
+    return (date, user or None) if valuable and any(msec >= rule.least for msec in msecs) else None
 
 
-def read(data: bytes, **rule: Any) -> tuple[dict[str, set[str]], dict[str, int], dict[int, bytes]]:
-    """The active users by date, the tallies and the bad lines by number."""
-    users, tally, bad = defaultdict(set), defaultdict(int), {}
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
+def read(
+    data: bytes, rule: Rule = DEFAULT, dates: tuple[str, str] = ("2000-01-01", "9999-12-31")
+) -> Result:
+    """The active users by date, the tallies that are not 0 and the bad lines by number.
+
+    Raises ValueError for another format.
+    """
+    if other_format(data):
+        refuse()
+    users: dict[str, set[str]] = defaultdict(set)
+    tally = Counter[str]()
+    bad = {}
+    rows = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, line in enumerate(rows[:-1] if not rows[-1] else rows, 1):
         tally["lines"] += 1
         record = line.strip(b" \t\r")
         if not record:
@@ -60,17 +142,24 @@ def read(data: bytes, **rule: Any) -> tuple[dict[str, set[str]], dict[str, int],
         try:
             if not (record.startswith(b"{") and record.endswith(b"}")):
                 refuse()
-            if b"user_engagement" in record or re.search(rb"\\u00(5[fF]|6|7)", record):
-                event = json.loads(record.decode(), parse_constant=refuse)
-                json.dumps(event, ensure_ascii=False).encode()  # a half of a surrogate pair is no text
-                if event.get("event_name") == "user_engagement":
-                    active = active_user(event, **rule)
-                    tally["engagement_events"] += 1
-                    tally["active_events"] += active is not None
-                    tally["anonymous_events"] += active is not None and active[1] is None
-                    if active and active[1]:
-                        users[active[0]].add(active[1])
+            if not may_hold_engagement(record, rule):
+                continue
+            event = json.loads(record.decode(), parse_constant=refuse)
+            json.dumps(event, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            if not is_engagement(event, rule):
+                continue
+            active = active_user(event, rule)
         except (ValueError, RecursionError):
             bad[number] = line
             tally["bad_records"] += 1
-    return dict(users), dict(tally), bad
+            continue
+        tally["engagement_events"] += 1
+        if active:
+            date, user = active
+            is_counted = dates[0] <= date <= dates[1]
+            tally["active_events"] += 1
+            tally["anonymous_events"] += user is None
+            tally["out_of_range_events"] += not is_counted
+            if user and is_counted:
+                users[date].add(user)
+    return dict(users), {name: count for name, count in tally.items() if count}, bad
