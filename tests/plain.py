@@ -89,15 +89,14 @@ def may_hold_engagement(record: bytes, rule: Rule) -> bool:
 
 def is_engagement(event: Any, rule: Rule) -> bool:
     """Whether an object is an engagement event: of the only name or, of several names or any, if
-    it holds the key of the engagement time."""
+    it holds the key of the engagement time. Raises ValueError where that can't be told."""
     name = event.get("event_name")
     if "*" not in rule.names and not (type(name) is str and name in rule.names):
         return False
     if is_by_name_alone(rule):
         return True
-    params = event.get("event_params")
-    some = [param for param in params if type(param) is dict] if type(params) is list else []
-    return any(param.get("key") == TIME for param in some)
+    params = [expect(param, dict) for param in optional(event.get("event_params"), list)]
+    return TIME in [optional(param.get("key"), str) for param in params]
 
 
 def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | None:

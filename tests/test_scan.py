@@ -259,7 +259,7 @@ def test_other_formats_by_their_first_bytes(
     else:
         with pytest.raises(LoadError) as refused:
             scan(path, [], size)
-        assert str(refused.value).startswith(f"{path}: is {kind}")
+        assert str(refused.value).startswith(f"{path}:1: is {kind}")
 
 
 ZONES = ["US/Central", "Asia/Kolkata", "America/St_Johns", "Australia/Lord_Howe", "UTC"]
