@@ -10,11 +10,13 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +30,10 @@ LOCKED = (
 LOCKED += "that is done"
 FULL = "small/a.db: database or disk is full; free some disk space and load again"
 WAITS = "; what was read waits, trying again every 1 s"
+COMPRESSED = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
 NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+NAMES = [number.name for number in STOPS]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
@@ -64,8 +68,7 @@ class Live:
 
     def await_read(self) -> None:
         """Wait until nothing is left in the pipe."""
-        unread = lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4))  # noqa: E731
-        assert wait_for(lambda: unread() == bytes(4))
+        assert wait_for(lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)) == bytes(4))
 
     def users(self) -> list[str]:
         if not self.loader.db.exists():
@@ -80,6 +83,10 @@ class Live:
     def await_users(self, *users: str) -> None:
         wait_for(lambda: self.users() == list(users))
         assert self.users() == list(users)
+
+    def await_count(self, count: int) -> None:
+        wait_for(lambda: len(self.users()) >= count)
+        assert len(self.users()) == count
 
     def said(self) -> str:
         return self.log.read_text()
@@ -214,7 +221,7 @@ def test_files_can_be_committed_in_parts_too(loader: Loader) -> None:
     assert loader.query("SELECT lines, added FROM load_log") == [(200_000, 64)]
 
 
-LIVE_REFUSED = {
+LIVE_REFUSED: dict[str, tuple[list[object], str]] = {
     "with --replace": (
         ["--commit-every", 5, "--replace", "--dates", "2020-01-01..2020-01-02"],
         "Error: --commit-every can't be combined with --replace or --dry-run\n",
@@ -244,8 +251,21 @@ def test_options_that_are_refused(loader: Loader, case: str) -> None:
 @pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"])
 def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     said = loader.refuse("--commit-every", 1, "-", input=magic + bytes(100))
-    what = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
-    assert said == f"Error: -: {what}\n"
+    assert said == f"Error: -: {COMPRESSED}\n"
+
+
+def test_the_command_in_the_readme(loader: Loader) -> None:
+    """Its pipe, with a producer that ends."""
+    blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]
+    (command,) = [block.split("```")[0] for block in blocks if "--commit-every" in block]
+    loader.file(lines(event("a"), b"bad", event("b")))
+    python = f"{shlex.quote(sys.executable)} {ROOT}/load_active_users.py"
+    command = command.replace("some-producer", "cat events.jsons")
+    command = command.replace(".venv/bin/python load_active_users.py", python)
+    done = subprocess.run(["sh", "-c", command], cwd=loader.directory, capture_output=True)
+    assert (done.returncode, done.stderr.decode()) == (0, f"-:2: {NO_OBJECT}\n")
+    assert loader.table() == {"2019-12-30": 2}
+    assert (loader.directory / "bad.jsons").read_bytes() == b"bad\n"
 
 
 # -- Bad records
@@ -278,14 +298,26 @@ def test_each_interval_may_have_bad_records(live: Start) -> None:
 def test_each_interval_shows_its_first_twenty(live: Start) -> None:
     pipe = live("--max-bad-records", 99, "-q")
     expected = []
-    for number, (user, count) in enumerate((("a", 15), ("b", 21), ("c", 25))):
+    line = 0
+    users = []
+    for user, count, more in (("a", 15, ""), ("b", 21, "1 more bad record"), ("c", 25, "5 more")):
         pipe.write(b"bad\n" * count + lines(event(user)))
-        pipe.await_users(*"abc"[: number + 1])
-        first = sum((16, 22)[:number]) + 1
-        expected += [f"-:{n}: {NO_OBJECT}" for n in range(first, first + min(count, 20))]
-        expected += {15: [], 21: ["and 1 more bad record"], 25: ["and 5 more bad records"]}[count]
+        users.append(user)
+        pipe.await_users(*users)
+        expected += [f"-:{line + n}: {NO_OBJECT}" for n in range(1, min(count, 20) + 1)]
+        expected += {"": [], "5 more": ["and 5 more bad records"]}.get(more, [f"and {more}"])
+        line += count + 1
     status, _, err = pipe.end()
     assert (status, err.splitlines()) == (0, expected)
+
+
+def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
+    """After what was read before it has been committed."""
+    loader.file(lines(event("a")), "good.jsons")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
+    pipe.stdin.write(b"\x1f\x8b" + bytes(100))
+    assert pipe.end() == (1, "", f"Error: -: {COMPRESSED}\n")
+    assert pipe.users() == ["a"]
 
 
 # -- Signals
@@ -326,7 +358,7 @@ def has_begun(process: subprocess.Popen[bytes]) -> bool:
     return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 @pytest.mark.parametrize(
     ("pause", "cut"), [(0, 65_536), (0.003, 50)], ids=["a flood", "a trickle of unfinished lines"]
 )
@@ -343,7 +375,7 @@ def test_a_signal_at_any_moment_loses_nothing(
         with subprocess.Popen(
             command, cwd=loader.directory, stdin=feed.read_end, stderr=subprocess.PIPE
         ) as process:
-            assert wait_for(lambda process=process: has_begun(process))
+            assert wait_for(partial(has_begun, process))
             time.sleep(chance.random() * 0.7)
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
@@ -356,7 +388,7 @@ def test_a_signal_at_any_moment_loses_nothing(
 
 
 @pytest.mark.parametrize("name", ["pipe", "-"])
-@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -> None:
     """Also while a named pipe waits to be opened at its other end."""
     os.mkfifo(loader.directory / "pipe")
@@ -364,7 +396,7 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
     with subprocess.Popen(
         command, cwd=loader.directory, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        assert wait_for(lambda: has_begun(process))
+        assert wait_for(partial(has_begun, process))
         time.sleep(0.5)
         process.send_signal(number)
         assert process.wait(30) == 0
@@ -372,7 +404,7 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
     assert not loader.db.exists()
 
 
-@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_the_interval_comes_from_the_environment(loader: Loader, number: int) -> None:
     """A signal at an early moment is no other then."""
     env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
@@ -381,7 +413,7 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
         with subprocess.Popen(
             command, cwd=loader.directory, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
-            assert wait_for(lambda process=process: has_begun(process))
+            assert wait_for(partial(has_begun, process))
             time.sleep(0.1 * moment)
             process.send_signal(number)
             assert process.wait(30) == 0
@@ -389,7 +421,7 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
 
 
 @pytest.mark.parametrize("producer_ends", [False, True])
-@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_a_signal_commits_what_was_read(live: Start, number: int, producer_ends: bool) -> None:
     """Before the interval ends."""
     pipe = live("--format", "csv", every=1000)
@@ -554,7 +586,7 @@ Locked = Callable[..., tuple[Live, sqlite3.Connection]]
 HALF = "-: the last line had not ended: its 6 bytes were left out\n"
 
 
-@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
     """It waits, and then says what was not stored."""
     pipe, _ = locked(1.5)
@@ -638,8 +670,7 @@ def test_memory_and_descriptors_stay_flat(live: Start) -> None:
     for number in range(8):
         some = [lines(event(f"{number}-{n}"), event(None), b"{}") for n in range(3000)]
         pipe.write(b"".join(some))
-        expected = 3000 * (number + 1)
-        assert wait_for(lambda expected=expected: len(pipe.users()) == expected)
+        pipe.await_count(3000 * (number + 1))
         time.sleep(0.1)
         sizes.append(rss(pipe.process.pid))
         descriptors.append(sorted(os.listdir(f"/proc/{pipe.process.pid}/fd")))

@@ -38,7 +38,7 @@ NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 
 
 def on_a_terminal(
-    loader: Loader, *args: object, columns: int = 100, **env: str
+    loader: Loader, *args: object, columns: int = 100, env: dict[str, str] | None = None
 ) -> tuple[int, str, str]:
     """The exit status of a command whose output is a terminal, and what it printed on it and on
     standard error, which is a terminal of its own."""
@@ -50,7 +50,7 @@ def on_a_terminal(
     with subprocess.Popen(
         loader.command(*args),
         cwd=loader.directory,
-        env={**environment, "TERM": "xterm", **env},
+        env={**environment, "TERM": "xterm", **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=terminals[0][1],
         stderr=terminals[1][1],
@@ -92,16 +92,16 @@ def test_a_terminal_shows_bars_in_colour(loader: Loader) -> None:
     ]
 
 
-@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_no_colour_where_it_is_not_wanted(loader: Loader, env: dict[str, str]) -> None:
-    status, out, _ = on_a_terminal(loader, SAMPLE, **env)
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_colour_where_it_is_not_wanted(loader: Loader, name: str, value: str) -> None:
+    status, out, _ = on_a_terminal(loader, SAMPLE, env={name: value})
     assert status == 0
     assert out.splitlines()[2] == f"2019-12-30                 31     31  {62 * '█'}"
 
 
 @pytest.mark.parametrize("columns", [45, 60, 100, 200])
 def test_the_report_is_as_wide_as_the_terminal(loader: Loader, columns: int) -> None:
-    _, out, _ = on_a_terminal(loader, SAMPLE, columns=columns, NO_COLOR="1")
+    _, out, _ = on_a_terminal(loader, SAMPLE, columns=columns, env={"NO_COLOR": "1"})
     widths = [len(line) for line in out.splitlines()]
     assert max(widths) <= columns
     assert widths[2] == columns  # the longest bar
@@ -338,8 +338,8 @@ def blocks(language: str) -> list[str]:
 
 
 class Night:
-    """The README's machine, under another /srv: a clone of the project, and the shards of five days,
-    each of as many users as days ago. The crontab's commands by what they do."""
+    """The README's machine, under another /srv: a clone of the project, and the shards of five
+    days, each of as many users as days ago. The crontab's commands by what they do."""
 
     def __init__(self, directory: Path) -> None:
         self.srv = directory / "srv"
@@ -524,7 +524,7 @@ def test_a_real_cron_daemon(night: Night) -> None:
     jobs = ((night.yesterday, "status"), (fails, "failed"))
     marks = [f"* * * * * {command}; echo $? > {night.srv}/{name}" for command, name in jobs]
     (night.srv / "crontab").write_text("\n".join([settings, *marks, ""]))
-    command = ["unshare", "--mount", "sh", "-c", CRON_NAMESPACE, "sh", night.srv]
+    command = ["unshare", "--mount", "sh", "-c", CRON_NAMESPACE, "sh", str(night.srv)]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         try:
             wait_for((night.srv / "failed").exists, 100)
@@ -557,7 +557,7 @@ def test_the_systemd_units_in_the_readme(night: Night) -> None:
     (night.srv / "load-active-users.service").write_text(night.here(service))
     (night.srv / "load-active-users.timer").write_text(timer)
     units = sorted(night.srv.glob("load-active-users.*"))
-    verify = ["systemd-analyze", "verify", "--man=no", *units]
+    verify = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
     done = subprocess.run(verify, capture_output=True, text=True)
     assert [line for line in done.stderr.splitlines() if "load-active-users" in line] == []
     assert done.returncode == 0
