@@ -1,0 +1,679 @@
+"""Live: pipes without end, signals at any moment, and databases that refuse for a while."""
+
+import fcntl
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from conftest import ROOT, SAMPLE, Loader, event, lines
+
+MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
+LOCKED = (
+    "active_user_table.db: database is locked; another program keeps it locked; try again when "
+)
+LOCKED += "that is done"
+FULL = "small/a.db: database or disk is full; free some disk space and load again"
+WAITS = "; what was read waits, trying again every 1 s"
+COMPRESSED = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
+NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+NAMES = [number.name for number in STOPS]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """What a condition becomes in the end."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return result
+
+
+class Live:
+    """A loader at the end of a pipe."""
+
+    def __init__(self, loader: Loader, command: list[str]) -> None:
+        self.loader = loader
+        self.log = loader.directory / f"stderr{time.monotonic_ns()}"
+        with self.log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                command,
+                cwd=loader.directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        assert self.process.stdin
+        self.stdin: IO[bytes] = self.process.stdin
+
+    def write(self, data: bytes) -> None:
+        self.stdin.write(data)
+        self.stdin.flush()
+
+    def await_read(self) -> None:
+        """Wait until nothing is left in the pipe."""
+        assert wait_for(lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)) == bytes(4))
+
+    def users(self) -> list[str]:
+        if not self.loader.db.exists():
+            return []
+        try:
+            query = "SELECT DISTINCT user_pseudo_id FROM active_user ORDER BY 1"
+            return [user for (user,) in self.loader.query(query)]
+        except sqlite3.OperationalError as error:
+            assert "no such table" in str(error)
+            return []
+
+    def await_users(self, *users: str) -> None:
+        wait_for(lambda: self.users() == list(users))
+        assert self.users() == list(users)
+
+    def await_count(self, count: int) -> None:
+        wait_for(lambda: len(self.users()) >= count)
+        assert len(self.users()) == count
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def await_said(self, text: str) -> None:
+        wait_for(lambda: len(self.said()) >= len(text))
+        assert self.said() == text
+
+    def close(self) -> None:
+        self.stdin.close()
+        self.process.stdin = None  # which communicate would flush
+
+    def end(self) -> tuple[int, str, str]:
+        """The exit status, standard output and standard error, after the end of the pipe."""
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, out.decode(), self.said()
+
+
+Start = Callable[..., Live]
+
+
+@pytest.fixture
+def live(loader: Loader) -> Iterator[Start]:
+    started: list[Live] = []
+
+    def start(*args: object, every: float = 1, patience: float | None = None) -> Live:
+        """Start a loader; with another patience than 60 s, too."""
+        command = loader.command("--commit-every", every, *args, "-")
+        if patience:
+            code = f"import load_active_users as it; it.LOCK_SECONDS = {patience}; it.main()"
+            command[1:2] = ["-c", code]
+        started.append(Live(loader, command))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        with suppress(BrokenPipeError):
+            one.process.communicate()
+
+
+# -- As it comes
+
+
+def test_a_pipe_is_committed_as_it_goes(live: Start) -> None:
+    pipe = live()
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")  # also when the pipe goes quiet
+    line = lines(event("b"))
+    pipe.write(lines(event("c")) + line[:50])
+    pipe.await_users("a", "c")  # a partial line waits for its rest
+    pipe.write(line[50:])
+    pipe.await_users("a", "b", "c")
+    pipe.stdin.write(lines(event("d"))[:-1])  # at its end it needs no newline
+    status, out, err = pipe.end()
+    assert (status, err) == (0, "")
+    what = "4 lines → 4 engagement events → 4 active → 4 new user-days"
+    assert out.splitlines()[-1] == what
+    assert pipe.users() == ["a", "b", "c", "d"]
+
+
+def test_a_run_has_one_row_in_the_log(live: Start) -> None:
+    """Brought up to date by each commit; users that are sent again are not added again."""
+    query = "SELECT lines, blank_lines, active_events, added, removed, bytes FROM load_log"
+    pipe = live("--format", "json")
+    first, second = lines(event("a"), event("b"), b""), lines(event("a"), event("c"))
+    pipe.write(first)
+    pipe.await_users("a", "b")
+    assert pipe.loader.query(query) == [(3, 1, 2, 2, 0, len(first))]
+    pipe.write(second)
+    pipe.await_users("a", "b", "c")
+    pipe.stdin.write(lines(event("b")))
+    status, out, err = pipe.end()
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {
+        "dates": [{"date": "2019-12-30", "active_user_count": 3, "added": 3, "removed": 0}],
+        "lines": 6,
+        "engagement_events": 5,
+        "active_events": 5,
+        "anonymous_events": 0,
+        "out_of_range_events": 0,
+        "bad_records": 0,
+    }
+    row = (6, 1, 5, 3, 0, len(first + second + lines(event("b"))))
+    assert pipe.loader.query(query) == [row]
+
+    again = live("-q")
+    again.stdin.write(lines(event("a"), event("d")))
+    assert again.end() == (0, "", "")
+    second_row = (2, 0, 2, 1, 0, len(lines(event("a"), event("d"))))
+    assert sorted(pipe.loader.query(query)) == sorted([row, second_row])
+
+
+def test_nothing_is_loaded_from_nothing(live: Start) -> None:
+    pipe = live("-q")
+    assert pipe.end() == (0, "", "")
+    assert not pipe.loader.db.exists()
+
+
+def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
+    """However it trickles in."""
+    pipe = live("-q")
+    pipe.write(lines(event("a")) + b'{"x": "')
+    for _ in range(3000):
+        pipe.write(b"x")
+        time.sleep(0.01)
+        if pipe.users():
+            break
+    assert pipe.users() == ["a"]
+    pipe.write(b'"}\n' + lines(event("b")))
+    pipe.await_users("a", "b")
+    assert pipe.end() == (0, "", "")
+
+
+def test_a_named_pipe(live: Start, loader: Loader) -> None:
+    """Also one after another, each to its end."""
+    for name in ("one", "two"):
+        os.mkfifo(loader.directory / name)
+    pipe = live("-q", "one", "two")
+    pipe.close()
+    for user, name in (("a", "one"), ("b", "two")):
+        with (loader.directory / name).open("wb") as file:
+            file.write(lines(event(user)))
+    assert pipe.process.wait(60) == 0
+    assert (pipe.said(), pipe.users()) == ("", ["a", "b"])
+
+
+def test_files_can_be_committed_in_parts_too(loader: Loader) -> None:
+    loader.file(SAMPLE.read_bytes() * 50, "large.jsons")
+    report = loader.load("--commit-every", 1, *["large.jsons"] * 4)
+    assert report["lines"] == 200_000
+    assert loader.query("SELECT lines, added FROM load_log") == [(200_000, 64)]
+
+
+LIVE_REFUSED: dict[str, tuple[list[object], str]] = {
+    "with --replace": (
+        ["--commit-every", 5, "--replace", "--dates", "2020-01-01..2020-01-02"],
+        "Error: --commit-every can't be combined with --replace or --dry-run\n",
+    ),
+    "with --dry-run": (
+        ["--commit-every", 5, "--dry-run"],
+        "Error: --commit-every can't be combined with --replace or --dry-run\n",
+    ),
+    "nan": (
+        ["--commit-every", "nan"],
+        "Error: Invalid value for '--commit-every': nan is not a number of seconds\n",
+    ),
+    "0": (
+        ["--commit-every", 0],
+        "Error: Invalid value for '--commit-every': 0.0 is not in the range 1<=x<=1000000.\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LIVE_REFUSED)
+def test_options_that_are_refused(loader: Loader, case: str) -> None:
+    options, expected = LIVE_REFUSED[case]
+    said = loader.refuse(*options, "-", status=2)
+    assert re.sub(r"(?s)^Usage: .*?\n\n", "", said) == expected
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"])
+def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
+    said = loader.refuse("--commit-every", 1, "-", input=magic + bytes(100))
+    assert said == f"Error: -: {COMPRESSED}\n"
+
+
+def test_the_command_in_the_readme(loader: Loader) -> None:
+    """Its pipe, with a producer that ends."""
+    blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]
+    (command,) = [block.split("```")[0] for block in blocks if "--commit-every" in block]
+    loader.file(lines(event("a"), b"bad", event("b")))
+    python = f"{shlex.quote(sys.executable)} {ROOT}/load_active_users.py"
+    command = command.replace("some-producer", "cat events.jsons")
+    command = command.replace(".venv/bin/python load_active_users.py", python)
+    done = subprocess.run(["sh", "-c", command], cwd=loader.directory, capture_output=True)
+    assert (done.returncode, done.stderr.decode()) == (0, f"-:2: {NO_OBJECT}\n")
+    assert loader.table() == {"2019-12-30": 2}
+    assert (loader.directory / "bad.jsons").read_bytes() == b"bad\n"
+
+
+# -- Bad records
+
+
+def test_each_interval_may_have_bad_records(live: Start) -> None:
+    """As many as --max-bad-records; all are in the file of rejects, with the lines they had."""
+    pipe = live("--max-bad-records", 2, "--rejects", "bad.jsons")
+    pipe.write(b"one\ntwo\n" + lines(event("a")))
+    pipe.await_users("a")
+    rejects = pipe.loader.directory / "bad.jsons"
+    assert rejects.read_bytes() == b"one\ntwo\n"
+    pipe.write(b"three\n" + lines(event("b")) + b"four\n")
+    pipe.await_users("a", "b")
+    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    pipe.stdin.write(lines(event("c")) + b"five\nsix\nseven\n")
+    status, out, err = pipe.end()
+    assert (status, out) == (1, "")
+    more = "more than --max-bad-records 2; nothing was loaded since the last commit"
+    assert err.splitlines() == [
+        *(f"-:{number}: {NO_OBJECT}" for number in (1, 2, 4, 6, 8, 9, 10)),
+        f"Error: bad records: 3, {more}",
+    ]
+    assert pipe.users() == ["a", "b"]
+    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n"
+    bad = pipe.loader.query("SELECT lines, active_events, bad_records FROM load_log")
+    assert bad == [(6, 2, 4)]
+
+
+def test_each_interval_shows_its_first_twenty(live: Start) -> None:
+    pipe = live("--max-bad-records", 99, "-q")
+    expected = []
+    line = 0
+    users = []
+    for user, count, more in (("a", 15, ""), ("b", 21, "1 more bad record"), ("c", 25, "5 more")):
+        pipe.write(b"bad\n" * count + lines(event(user)))
+        users.append(user)
+        pipe.await_users(*users)
+        expected += [f"-:{line + n}: {NO_OBJECT}" for n in range(1, min(count, 20) + 1)]
+        expected += {"": [], "5 more": ["and 5 more bad records"]}.get(more, [f"and {more}"])
+        line += count + 1
+    status, _, err = pipe.end()
+    assert (status, err.splitlines()) == (0, expected)
+
+
+def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
+    """After what was read before it has been committed."""
+    loader.file(lines(event("a")), "good.jsons")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
+    pipe.stdin.write(b"\x1f\x8b" + bytes(100))
+    assert pipe.end() == (1, "", f"Error: -: {COMPRESSED}\n")
+    assert pipe.users() == ["a"]
+
+
+# -- Signals
+
+
+class Feed:
+    """Writes into a pipe whatever it takes, and knows in the end what was read of it."""
+
+    def __init__(self, pause: float, cut: int) -> None:
+        self.read_end, write_end = os.pipe()
+        self.written = 0
+        self.data = b"".join(lines(event(f"u{number:05}")) for number in range(20_000))
+        self.done = threading.Event()
+
+        def write() -> None:
+            with open(write_end, "wb", buffering=0) as file, suppress(BrokenPipeError):
+                while not self.done.is_set() and self.written < len(self.data):
+                    self.written += file.write(self.data[self.written : self.written + cut]) or 0
+                    self.done.wait(pause)
+
+        self.thread = threading.Thread(target=write)
+        self.thread.start()
+
+    def what_was_read(self) -> bytes:
+        self.done.set()
+        left = 0
+        while chunk := os.read(self.read_end, 1 << 20):  # until the thread has closed its end
+            left += len(chunk)
+        self.thread.join()
+        os.close(self.read_end)
+        return self.data[: self.written - left]
+
+
+def has_begun(process: subprocess.Popen[bytes]) -> bool:
+    """Whether Python has come as far as the first lines of the script, which handle signals."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = re.search(r"SigCgt:\s+(\w+)", status)
+    return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
+@pytest.mark.parametrize(
+    ("pause", "cut"), [(0, 65_536), (0.003, 50)], ids=["a flood", "a trickle of unfinished lines"]
+)
+def test_a_signal_at_any_moment_loses_nothing(
+    loader: Loader, pause: float, cut: int, number: signal.Signals
+) -> None:
+    """What was read is what the pipe has no more; its whole lines are in the table, and how much of
+    a line is left out is said."""
+    chance = random.Random(number * cut)
+    for moment in range(MOMENTS):
+        loader.db = loader.directory / f"{moment}.db"
+        feed = Feed(pause, cut)
+        command = loader.command("-q", "--db", loader.db, "--commit-every", 1000, "-")
+        with subprocess.Popen(
+            command, cwd=loader.directory, stdin=feed.read_end, stderr=subprocess.PIPE
+        ) as process:
+            assert wait_for(partial(has_begun, process))
+            time.sleep(chance.random() * 0.7)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        *whole, rest = feed.what_was_read().split(b"\n")
+        left_out = f"-: the last line had not ended: its {len(rest)} bytes were left out\n"
+        expected = [json.loads(line)["user_pseudo_id"] for line in whole]
+        there = loader.db.exists() and loader.query("SELECT user_pseudo_id FROM active_user")
+        assert (process.returncode, err.decode()) == (0, left_out if rest else "")
+        assert [user for (user,) in there or []] == expected
+
+
+@pytest.mark.parametrize("name", ["pipe", "-"])
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -> None:
+    """Also while a named pipe waits to be opened at its other end."""
+    os.mkfifo(loader.directory / "pipe")
+    command = loader.command("-q", "--commit-every", 1, name)
+    with subprocess.Popen(
+        command, cwd=loader.directory, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert wait_for(partial(has_begun, process))
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert process.stderr and process.stderr.read() == b""
+    assert not loader.db.exists()
+
+
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_the_interval_comes_from_the_environment(loader: Loader, number: int) -> None:
+    """A signal at an early moment is no other then."""
+    env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
+    command = loader.command("-q", "-")
+    for moment in range(MOMENTS):
+        with subprocess.Popen(
+            command, cwd=loader.directory, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert wait_for(partial(has_begun, process))
+            time.sleep(0.1 * moment)
+            process.send_signal(number)
+            assert process.wait(30) == 0
+            assert process.stderr and process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("producer_ends", [False, True])
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_a_signal_commits_what_was_read(live: Start, number: int, producer_ends: bool) -> None:
+    """Before the interval ends."""
+    pipe = live("--format", "csv", every=1000)
+    pipe.write(lines(event("a")))
+    pipe.await_read()
+    pipe.process.send_signal(number)
+    if producer_ends:  # as with Ctrl-C, which ends both
+        pipe.close()
+    assert pipe.process.wait(30) == 0
+    assert pipe.process.stdout
+    out = pipe.process.stdout.read().decode()
+    assert out.splitlines() == ["date,active_user_count,added", "2019-12-30,1,1"]
+    assert (pipe.said(), pipe.users()) == ("", ["a"])
+
+
+def test_nohup_keeps_a_live_load_alive(live: Start, loader: Loader) -> None:
+    command = shlex.join(loader.command("-q", "--commit-every", 1, "-"))
+    loader.command = lambda *_: ["sh", "-c", f"trap '' HUP; exec {command}"]  # type: ignore[method-assign]
+    pipe = live()
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    pipe.process.send_signal(signal.SIGHUP)
+    pipe.write(lines(event("b")))
+    pipe.await_users("a", "b")
+    assert pipe.end() == (0, "", "")
+
+
+# -- A database that refuses for a while
+
+
+def test_a_reader_in_a_transaction(live: Start) -> None:
+    """Holds commits back; what comes meanwhile is kept, in silence but for one line."""
+    pipe = live("-q")
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN")
+        assert db.execute("SELECT count(*) FROM active_user").fetchone() == (1,)
+        pipe.write(lines(event("b")))
+        pipe.await_said(f"{LOCKED}{WAITS}\n")
+        for user in "cde":
+            pipe.write(lines(event(user)))
+            time.sleep(1)
+        assert db.execute("SELECT count(*) FROM active_user").fetchone() == (1,)
+        db.execute("COMMIT")
+    pipe.await_users("a", "b", "c", "d", "e")
+    assert pipe.end() == (0, "", f"{LOCKED}{WAITS}\n")
+    log = pipe.loader.query("SELECT lines, active_events, added FROM load_log")
+    assert log == [(5, 5, 5)]
+
+
+def test_a_write_lock(live: Start) -> None:
+    """Each spell of it is one line; the bad records of what waits are said once."""
+    pipe = live("-q", "--max-bad-records", 1)
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    expected = ""
+    for number, users in enumerate(("bc", "de")):
+        with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            pipe.write(b"bad\n" + lines(event(users[0])))
+            expected += f"-:{2 + 3 * number}: {NO_OBJECT}\n{LOCKED}{WAITS}\n"
+            pipe.await_said(expected)
+            pipe.write(lines(event(users[1])))
+            pipe.await_read()
+            time.sleep(1)
+            db.execute("ROLLBACK")
+        pipe.await_users(*"abcde"[: 3 + 2 * number])
+    assert pipe.end() == (0, "", expected)
+    log = pipe.loader.query("SELECT lines, bad_records, added FROM load_log")
+    assert log == [(7, 2, 5)]
+
+
+def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None:
+    """While the database is locked; all of it is loaded afterwards."""
+    pipe = live("-q")
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    data = b"".join(lines(event(f"{number:020}")) for number in range(50_000))
+    size = rss(pipe.process.pid)
+    with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        thread = threading.Thread(target=pipe.write, args=(data,))
+        thread.start()
+        pipe.await_said(f"{LOCKED}{WAITS}\n")
+        time.sleep(2)
+        assert thread.is_alive()  # the producer has to wait
+        assert rss(pipe.process.pid) - size < 16 << 10
+        db.execute("ROLLBACK")
+    thread.join(60)
+    assert pipe.end() == (0, "", f"{LOCKED}{WAITS}\n")
+    assert pipe.loader.table() == {"2019-12-30": 50_001}
+
+
+IN_SMALL = """
+mount -t tmpfs -o size=400k none small
+"$@"
+status=$?
+cp small/a.db .
+exit $status
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_a_full_disk(loader: Loader) -> None:
+    small = loader.directory / "small"
+    small.mkdir()
+    command = loader.command("-q", "--db", "small/a.db", "--commit-every", 1, "-")
+    pipe = Live(loader, ["unshare", "--mount", "sh", "-c", IN_SMALL, "sh", *command])
+    inside = Path(f"/proc/{pipe.process.pid}/root{small}")
+    loader.db = loader.directory / "copy.db"
+
+    def users() -> list[str]:
+        with suppress(OSError):
+            shutil.copy(inside / "a.db", loader.db)
+        return pipe.users()
+
+    pipe.write(lines(event("a")))
+    assert wait_for(lambda: users() == ["a"])
+    filler = inside / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(1000)):
+            pass
+    some = [f"{number:04}" for number in range(1000)]
+    pipe.write(lines(*map(event, some)))
+    pipe.await_said(f"{FULL}{WAITS}\n")
+    pipe.write(lines(event("b")))
+    time.sleep(2)
+    assert users() == ["a"]
+    filler.unlink()
+    assert wait_for(lambda: users() == sorted([*some, "a", "b"]))
+    assert pipe.end() == (0, "", f"{FULL}{WAITS}\n")
+    loader.db = loader.directory / "a.db"
+    assert loader.table() == {"2019-12-30": 1002}
+    assert loader.query("PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.fixture
+def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
+    """A live load that has read a second and a third line, and its database, which is locked."""
+    with closing(sqlite3.connect(":memory:")) as nothing:
+        connections = [nothing]
+
+        def start(patience: float | None) -> tuple[Live, sqlite3.Connection]:
+            live("-q").loader.load(SAMPLE)
+            pipe = live("-q", every=1000, patience=patience)
+            pipe.write(lines(event("a")))
+            pipe.await_read()
+            time.sleep(0.5)
+            connections.append(sqlite3.connect(pipe.loader.db, isolation_level=None))
+            connections[-1].execute("BEGIN IMMEDIATE")
+            pipe.write(lines(event("b"), event("c")) + b'{"half')
+            pipe.await_read()
+            return pipe, connections[-1]
+
+        yield start
+        for connection in connections:
+            connection.close()
+
+
+Locked = Callable[..., tuple[Live, sqlite3.Connection]]
+HALF = "-: the last line had not ended: its 6 bytes were left out\n"
+
+
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
+    """It waits, and then says what was not stored."""
+    pipe, _ = locked(1.5)
+    before = pipe.loader.content()
+    pipe.process.send_signal(number)
+    assert pipe.process.wait(30) == 1
+    not_stored = "not stored: the last lines that were read (3), up to -:3\n"
+    assert pipe.said() == f"{HALF}{not_stored}Error: {LOCKED}\n"
+    assert pipe.loader.content() == before
+
+
+def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
+    pipe, db = locked(None)
+    pipe.process.terminate()
+    time.sleep(1.5)
+    assert pipe.process.poll() is None
+    db.execute("ROLLBACK")
+    assert pipe.process.wait(30) == 0
+    assert pipe.said() == HALF
+    assert {"a", "b", "c"} < set(pipe.users())
+
+
+def test_told_to_stop_twice(locked: Locked) -> None:
+    """Who can't wait is told what is lost."""
+    pipe, _ = locked(None)
+    before = pipe.loader.content()
+    pipe.process.terminate()
+    time.sleep(1)
+    pipe.process.terminate()
+    assert pipe.process.wait(30) == 143
+    assert pipe.said().splitlines() == [
+        HALF.strip(),
+        "Terminated: uncommitted changes were rolled back",
+        "not stored: the last lines that were read (3), up to -:3",
+    ]
+    assert pipe.loader.content() == before
+
+
+# -- For hours
+
+
+def rss(pid: int) -> int:
+    """The memory of a process in KiB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1])
+
+
+def test_readers_never_fail_beside_a_busy_load(live: Start) -> None:
+    """With a busy timeout of 1 s, though it commits all the time."""
+    pipe = live("-q")
+    pipe.write(lines(event("first")))
+    pipe.await_users("first")
+    stopped = threading.Event()
+
+    def flood() -> None:
+        for start in range(0, 10**9, 1000):
+            if stopped.is_set():
+                return
+            numbers = range(start, start + 1000)
+            pipe.write(b"".join(lines(event(f"{n * 7919 % 10**9:09}")) for n in numbers))
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    counts: list[int] = []
+    try:
+        query = "SELECT count(*) FROM active_user"
+        while len(counts) < 150 or len(set(counts)) < 8:
+            with closing(sqlite3.connect(pipe.loader.db, timeout=1)) as db:
+                counts += db.execute(query).fetchone()
+    finally:
+        stopped.set()
+        thread.join()
+    assert counts == sorted(counts)
+    assert pipe.end() == (0, "", "")
+
+
+def test_memory_and_descriptors_stay_flat(live: Start) -> None:
+    pipe = live("-q", "--max-bad-records", 10**9)
+    sizes, descriptors = [], []
+    for number in range(8):
+        some = [lines(event(f"{number}-{n}"), event(None), b"{}") for n in range(3000)]
+        pipe.write(b"".join(some))
+        pipe.await_count(3000 * (number + 1))
+        time.sleep(0.1)
+        sizes.append(rss(pipe.process.pid))
+        descriptors.append(sorted(os.listdir(f"/proc/{pipe.process.pid}/fd")))
+    assert descriptors == descriptors[:1] * 8
+    assert max(sizes[4:]) - max(sizes[:4]) < 1024, sizes
+    assert pipe.end() == (0, "", "")

@@ -1,0 +1,509 @@
+"""The picture: where everything is in it, what it says, and that it is drawn wherever cron runs."""
+
+import itertools
+import re
+import shlex
+import sqlite3
+import stat
+import subprocess
+from contextlib import closing
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.dates import num2date
+from matplotlib.patches import Rectangle, StepPatch
+
+from load_active_users import drawn, picture, week_averages
+
+TERMS = ("US/Central", ("user_engagement",), 3000, ("*_event",))
+MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+DAY = 86_400 * 10**6
+FIRST = (date(2019, 12, 29) - date(1970, 1, 1)).days  # a Sunday
+NAN = float("nan")
+COUNTS = [n * 7919 % 1001 for n in range(100)]
+
+Rows = list[tuple[str, int]]
+
+
+def series(days: int, missing: tuple[int, ...] = (), first: str = "2019-12-29") -> Rows:
+    start = date.fromisoformat(first)
+    numbers = [n for n in range(days) if n not in missing]
+    return [(str(start + timedelta(n)), 1000 + n * 37 % 1001) for n in numbers]
+
+
+def texts(svg: bytes) -> list[str]:
+    """What is written in a picture: matplotlib draws the letters, and leaves them in comments."""
+    builder = ElementTree.TreeBuilder(insert_comments=True)
+    nodes: Any = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder)).iter()
+    return [node.text.strip() for node in nodes if node.tag is ElementTree.Comment]
+
+
+class Drawn:
+    """What is in a figure, in its own coordinates: days since 1970-01-01 and users."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.figure = drawn(rows, TERMS)
+        FigureCanvasAgg(self.figure).draw()
+        (self.axes,) = self.figure.axes
+
+    def bars(self) -> list[tuple[float, float, float]]:
+        """The left and right edge and the height of each bar that is filled."""
+        (steps,) = [patch for patch in self.axes.patches if isinstance(patch, StepPatch)]
+        values, edges, baseline = steps.get_data()
+        assert (baseline, steps.get_fill()) == (0, True)
+        bars = zip(edges[:-1], edges[1:], values, strict=True)
+        return [(left, right, height) for left, right, height in bars if height == height]
+
+    def gaps(self) -> list[tuple[float, float]]:
+        """The left and right edge of each stretch of grey, which is as high as the picture."""
+        spans = [patch for patch in self.axes.patches if isinstance(patch, Rectangle)]
+        heights = [(span.get_y(), span.get_height()) for span in spans]
+        assert heights == [(0, 1)] * len(spans)
+        return [(span.get_x(), span.get_x() + span.get_width()) for span in spans]
+
+    def line(self) -> dict[float, float]:
+        """The points of the 7-day average, from left to right."""
+        points = [xy for line in self.axes.lines for xy in line.get_xydata().tolist()]
+        assert points == sorted(points, key=lambda xy: xy[0])
+        return dict(points)
+
+    def labels(self) -> list[tuple[float, float, str]]:
+        return [(*text.xy, text.get_text()) for text in self.axes.texts]
+
+    def ticks(self) -> list[str]:
+        return [label.get_text() for label in self.axes.get_xticklabels()]
+
+    def legend(self) -> list[str]:
+        legend = self.axes.get_legend()
+        return [text.get_text() for text in legend.get_texts()] if legend else []
+
+
+# -- Where everything is
+
+
+@pytest.mark.parametrize(
+    ("days", "margin"), [(1, 3), (3, 2), (6, 0.6), (13, 0.6), (14, 0.6), (70, 0.7), (71, 0.71)]
+)
+def test_the_limits_of_a_picture(days: int, margin: float) -> None:
+    """A week at least is in it, so that a single bar is no wall; and some air above the bars."""
+    rows = series(days)
+    axes = Drawn(rows).axes
+    assert axes.get_xlim() == pytest.approx((FIRST - margin, FIRST + days - 1 + margin))
+    assert axes.get_ylim() == pytest.approx((0, 1.08 * max(count for _, count in rows)))
+
+
+@pytest.mark.parametrize(
+    ("days", "half"), [(1, 0.4), (3, 0.4), (13, 0.4), (14, 0.4), (70, 0.4), (71, 0.4), (400, 0.5)]
+)
+def test_a_bar_is_as_high_as_its_count(days: int, half: float) -> None:
+    """And on its date, apart from its neighbours while there is room for that."""
+    expected = [
+        (FIRST + n - half, FIRST + n + half, count) for n, (_, count) in enumerate(series(days))
+    ]
+    assert Drawn(series(days)).bars() == expected
+
+
+def test_gaps_are_grey_and_not_zeros() -> None:
+    """They begin and end at midnight; a count of 0 is none; one entry in the legend is enough."""
+    picture_ = Drawn(series(12, missing=(1, 4, 5, 6, 10)))
+    assert [left + 0.4 - FIRST for left, _, _ in picture_.bars()] == pytest.approx(
+        [0, 2, 3, 7, 8, 9, 11]
+    )
+    assert [(left - FIRST, right - FIRST) for left, right in picture_.gaps()] == [
+        (0.5, 1.5),
+        (3.5, 6.5),
+        (9.5, 10.5),
+    ]
+    assert picture_.legend() == ["no data"]
+    rows = [("2020-01-01", 5), ("2020-01-02", 0), ("2020-01-03", 5)]
+    assert (Drawn(rows).gaps(), len(Drawn(rows).bars())) == ([], 3)
+
+
+def averages(counts: dict[int, int]) -> dict[int, float]:
+    """By day, where four of the seven days that end on it have a count; NaN elsewhere."""
+    found = {}
+    for day in counts:
+        week = [counts[one] for one in range(day - 6, day + 1) if one in counts]
+        is_there = day >= min(counts) + 6 and len(week) >= 4
+        found[day] = sum(week) / len(week) if is_there else NAN
+    return found
+
+
+@pytest.mark.parametrize("days", [14, 70, 71])
+def test_the_line_is_the_average_of_seven_days(days: int) -> None:
+    """From the seventh day on, where there are two weeks; its points are in the middle of bars."""
+    expected = averages({FIRST + n: count for n, (_, count) in enumerate(series(days))})
+    assert [value == value for value in expected.values()] == [False] * 6 + [True] * (days - 6)
+    assert Drawn(series(days)).line() == pytest.approx(expected | {FIRST + days: NAN}, nan_ok=True)
+    assert Drawn(series(days)).legend() == ["7-day average"]
+
+
+def test_less_than_two_weeks_have_no_line() -> None:
+    assert (Drawn(series(13)).line(), Drawn(series(13)).legend()) == ({}, [])
+
+
+def test_the_line_is_broken_at_gaps() -> None:
+    """And where fewer than four of the seven days have a count."""
+    missing = (9, 16, 17, 18, 19)
+    counts = dict(zip((FIRST + n for n in range(24) if n not in missing), COUNTS, strict=False))
+    rows = [(str(date(1970, 1, 1) + timedelta(day)), count) for day, count in counts.items()]
+    expected = averages(counts) | {FIRST + n: NAN for n in (9, 16, 24)}  # one is a break
+    assert Drawn(rows).line() == pytest.approx(expected, nan_ok=True)
+    assert Drawn(rows).legend() == ["no data", "7-day average"]
+
+
+@pytest.mark.parametrize("days", [1, 3, 13])
+def test_a_label_is_over_the_middle_of_its_bar(days: int) -> None:
+    expected = [(FIRST + n, count, f"{count:,}") for n, (_, count) in enumerate(series(days))]
+    assert Drawn(series(days)).labels() == expected
+
+
+def test_many_days_have_no_labels() -> None:
+    assert Drawn(series(14)).labels() == []
+
+
+@pytest.mark.parametrize("count", [9, 99_999, 1_000_000, 8_888_888, 10_000_000, 88_888_888])
+@pytest.mark.parametrize("days", [1, 2, 3, 7, 8, 13])
+def test_labels_do_not_touch(days: int, count: int) -> None:
+    """Not each other, whatever their heights, nor the edges of the picture."""
+    rows = [(day, count - n % 2) for n, (day, _) in enumerate(series(days))]
+    figure = Drawn(rows)
+    boxes = [text.get_window_extent() for text in figure.axes.texts]
+    widest = max(box.width for box in boxes)
+    gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
+    assert len(boxes) == days
+    assert [gap for gap in gaps if gap < 3] == [], f"labels of {widest} pixels"
+    frame = figure.figure.bbox
+    outside = [b for b in boxes if b.x0 < 0 or b.x1 > frame.x1 or b.y1 > figure.axes.bbox.y1]
+    assert outside == []
+
+
+@pytest.mark.parametrize("days", [1, 2, 7, 10, 11, 40, 70, 71, 400, 3000])
+def test_dates_do_not_touch(days: int) -> None:
+    figure = Drawn(series(days))
+    labels = [label for label in figure.axes.get_xticklabels() if label.get_text()]
+    boxes = [label.get_window_extent() for label in labels]
+    gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
+    assert 1 <= len(boxes) <= 11
+    assert [gap for gap in gaps if gap < 3] == []
+
+
+def test_which_dates_are_named() -> None:
+    """Each of a few; the Mondays of some weeks; some of many."""
+    assert Drawn(series(3)).ticks() == ["Sun\n2019-12-29", "Mon\n2019-12-30", "Tue\n2019-12-31"]
+    assert Drawn(series(10)).ticks()[-1] == "Tue\n2020-01-07"
+    assert Drawn(series(15)).ticks() == ["Mon\n2019-12-30", "Mon\n2020-01-06"]
+    assert {text[:4] for text in Drawn(series(70)).ticks()} == {"Mon\n"}
+    assert "2021-01-01" in Drawn(series(1000)).ticks()
+    named = Drawn(series(71))
+    assert named.ticks() == [f"{num2date(x):%Y-%m-%d}" for x in named.axes.get_xticks()]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, ["0", "1"]), (1, ["0", "1"]), (3, ["0", "1", "2", "3"])],
+)
+def test_users_are_whole(count: int, expected: list[str]) -> None:
+    axes = Drawn([("2020-01-01", count)]).axes
+    low, high = axes.get_ylim()
+    shown = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    assert [label.get_text() for value, label in shown if low <= value <= high] == expected
+
+
+@given(st.dictionaries(st.integers(0, 40), st.integers(0, 1000), min_size=1))
+def test_week_averages(some: dict[int, int]) -> None:
+    counts = dict(sorted(some.items()))
+    found = week_averages(list(counts), list(counts.values()))
+    assert found == pytest.approx(list(averages(counts).values()), nan_ok=True)
+
+
+# -- What it says
+
+
+def test_what_a_picture_says() -> None:
+    said = texts(picture(series(3), TERMS, ".svg"))
+    assert "Active users per day" in said
+    rule = "US/Central dates · user_engagement of at least 3000 ms · *_event"
+    assert f"{rule} · 2019-12-29 to 2019-12-31" in said
+    assert {"2019-12-29", "2019-12-30", "2019-12-31", "1,000", "1,037", "1,074"} <= set(said)
+
+
+def test_a_picture_of_no_dates() -> None:
+    assert texts(picture([], None, ".svg")) == ["Active users per day", "no dates yet"]
+    assert texts(picture([], TERMS, ".svg")) == ["Active users per day", "no dates yet"]
+
+
+def test_a_picture_without_a_known_rule() -> None:
+    """As of a role that may read the counts alone."""
+    said = texts(picture(series(2), None, ".svg"))
+    assert "2019-12-29 to 2019-12-30" in said
+
+
+@pytest.mark.parametrize("suffix", MAGIC)
+@pytest.mark.parametrize("days", [0, 1, 3, 40, 1000])
+def test_a_picture_is_a_function_of_the_table(days: int, suffix: str) -> None:
+    first = picture(series(days), TERMS, suffix)
+    assert first.startswith(MAGIC[suffix])
+    assert first == picture(series(days), TERMS, suffix)
+    assert b"Date>" not in first
+    assert b"CreationDate" not in first
+    assert first != picture(series(days, first="2019-12-28") or series(1), TERMS, suffix)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("0001-01-01", 1)],
+        [("9999-12-31", 1)],
+        [("0001-01-01", 0), ("9999-12-31", 10**15)],
+        [("2020-02-29", 0)],
+        [("2020-02-29", 2**63 - 1)],
+        series(400, missing=tuple(range(1, 400, 2))),
+    ],
+    ids=["the first date", "the last date", "all of time", "nobody", "everybody", "odd days"],
+)
+def test_pictures_of_strange_tables(rows: Rows) -> None:
+    terms = ("Europe/Berlin", ("$\\frac$", "*"), 10**15, ("$\\frac$", "漢字_*", "a" * 500))
+    assert picture(rows, terms, ".png").startswith(MAGIC[".png"])
+
+
+# -- The command
+
+
+def test_plot_draws_the_whole_table(loader: Loader) -> None:
+    loader.load(SAMPLE)
+    late = loader.file(lines(event("late", time=NOON + 5 * DAY)))
+    done = loader.run("--quiet", "--plot", "a.svg", late)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    said = " ".join(texts((loader.directory / "a.svg").read_bytes()))
+    assert "2019-12-29 to 2020-01-04" in said
+    assert "no data" in said
+
+
+def test_plot_without_events(loader: Loader) -> None:
+    loader.load("--timezone", "Europe/Berlin", SAMPLE)
+    before = loader.content()
+    for name in ("a.SVG", "b.svg"):
+        done = loader.run("--plot", name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    first = (loader.directory / "a.SVG").read_bytes()
+    assert first == (loader.directory / "b.svg").read_bytes()
+    assert "Europe/Berlin dates" in " ".join(texts(first))
+    assert loader.content() == before
+    names = sorted(path.name for path in loader.directory.iterdir())
+    assert names == ["a.SVG", "active_user_table.db", "b.svg"]
+
+
+def test_an_empty_database_is_drawn_too(loader: Loader) -> None:
+    loader.db.touch()
+    done = loader.run("--plot", "a.svg")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert "no dates yet" in texts((loader.directory / "a.svg").read_bytes())
+
+
+def test_a_dry_run_draws_nothing(loader: Loader) -> None:
+    loader.load("--dry-run", "--plot", "a.png", SAMPLE)
+    assert list(loader.directory.iterdir()) == []
+
+
+def test_the_picture_in_the_readme() -> None:
+    """It is that of the sample; its bytes depend on the version of matplotlib."""
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"!\[[^]]{20,}\]\(data/active_users\.png\)", readme)
+    assert (ROOT / "data" / "active_users.png").read_bytes().startswith(MAGIC[".png"])
+
+
+REFUSED = {
+    "another suffix": (
+        ["--plot", "a.gif", SAMPLE],
+        2,
+        "Error: Invalid value for '--plot': 'a.gif' does not end in .png, .svg, .pdf\n",
+    ),
+    "no directory": (
+        ["--plot", "no/a.png", SAMPLE],
+        1,
+        "Error: no/a.png: there is no directory {}/no; create it first\n",
+    ),
+    "a directory": (
+        ["--plot", "d.png", SAMPLE],
+        1,
+        "Error: d.png: is a directory; name a file\n",
+    ),
+    "neither events nor a picture": ([], 2, "Error: Missing argument 'EVENTS...'.\n"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_plots_that_cannot_be_drawn(loader: Loader, case: str) -> None:
+    """Fail before the events are read."""
+    args, status, expected = REFUSED[case]
+    (loader.directory / "d.png").mkdir()
+    said = loader.refuse(*args, status=status)
+    usage = re.sub(r"(?s)^Usage: .*?\n\n", "", said)
+    assert usage == expected.format(loader.directory)
+    assert [path.name for path in loader.directory.iterdir()] == ["d.png"]
+
+
+def test_a_database_that_is_not_there_cannot_be_drawn(loader: Loader) -> None:
+    said = loader.refuse("--plot", "a.png")
+    name = "active_user_table.db"
+    assert said == f"Error: {name}: there is no such database; load events into it first\n"
+    assert list(loader.directory.iterdir()) == []
+
+
+def test_another_database_cannot_be_drawn(loader: Loader) -> None:
+    with closing(sqlite3.connect(loader.db)) as db:
+        db.execute("CREATE TABLE other (x)")
+    what = "it has no table active_user_table: it is not one of load_active_users.py"
+    expected = f"Error: active_user_table.db: {what}; choose another --db\n"
+    assert loader.refuse("--plot", "a.png") == expected
+
+
+BY_HAND = {
+    "a date that is none": ("2020-02-30", 12, "'2020-02-30', 12"),
+    "a date in other words": ("20200228", 12, "'20200228', 12"),
+    "a week": ("2020-W09-5", 12, "'2020-W09-5', 12"),
+    "no date": ("", 12, "'', 12"),
+    "a count with a blank": ("2020-02-28", "12 000", "'2020-02-28', '12 000'"),
+    "a fraction": ("2020-02-28", 1.5, "'2020-02-28', 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_rows_changed_by_hand(loader: Loader, case: str) -> None:
+    """One line tells which row it is; what else was loaded is loaded."""
+    day, count, shown = BY_HAND[case]
+    loader.load(SAMPLE)
+    with closing(sqlite3.connect(loader.db)) as db, db:
+        db.execute("INSERT INTO active_user_table VALUES (?, ?)", (day, count))
+    row = f"active_user_table has a row that is not a date and a count: {shown}"
+    expected = f"Error: active_user_table.db: {row}; correct or delete it\n"
+    assert loader.refuse("--plot", "a.png") == expected
+    done = loader.run("-q", "--plot", "a.png", loader.file(lines(event("late"))))
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", expected)
+    assert loader.table()["2019-12-30"] == 32
+    assert not (loader.directory / "a.png").exists()
+
+
+# -- Where it is written
+
+
+@pytest.mark.parametrize("target", ["there/real.png", "{}/there/real.png"])
+def test_a_picture_behind_a_link(loader: Loader, target: str) -> None:
+    """Is written there, with the mode that it had; the link stays."""
+    real, link = loader.directory / "there" / "real.png", loader.directory / "link.png"
+    real.parent.mkdir()
+    real.write_bytes(b"old")
+    real.chmod(0o604)
+    link.symlink_to(target.format(loader.directory))
+    loader.load("--plot", "link.png", SAMPLE)
+    assert link.is_symlink()
+    assert real.read_bytes().startswith(MAGIC[".png"])
+    assert stat.S_IMODE(real.stat().st_mode) == 0o604
+    assert [path.name for path in real.parent.iterdir()] == ["real.png"]
+
+
+def test_a_picture_behind_a_link_to_nothing_yet(loader: Loader) -> None:
+    link = loader.directory / "link.png"
+    link.symlink_to("real.png")
+    loader.load("--plot", "link.png", SAMPLE)
+    assert link.is_symlink()
+    assert (loader.directory / "real.png").read_bytes().startswith(MAGIC[".png"])
+
+
+def test_the_mode_of_a_picture(loader: Loader) -> None:
+    """That of any new file, or what somebody has changed it to."""
+    path = loader.directory / "a.png"
+    command = f"umask 027; exec {shlex.join(loader.command('-q', '--plot', 'a.png', SAMPLE))}"
+    for before, after in ((None, 0o640), (0o606, 0o606)):
+        if before:
+            path.chmod(before)
+        done = subprocess.run(["sh", "-c", command], cwd=loader.directory, capture_output=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert stat.S_IMODE(path.stat().st_mode) == after
+
+
+# -- Wherever it is drawn
+
+
+def test_plot_in_an_environment_without_anything(loader: Loader) -> None:
+    """As from cron: no display, no home directory for caches; and letters that its font lacks."""
+    events = loader.file(lines(event(key="漢字")))
+    options = ["--quiet", "--valuable-event", "漢字", "--plot", "a.png"]
+    command = ["env", "-i", "HOME=/proc/none", *loader.command(*options, SAMPLE, events)]
+    done = subprocess.run(command, cwd=loader.directory, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (loader.directory / "a.png").read_bytes().startswith(MAGIC[".png"])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Loader:
+    """A database and its picture."""
+    loader = Loader(tmp_path_factory.mktemp("plain"))
+    loader.load("--plot", "plain.svg", SAMPLE)
+    return loader
+
+
+BACKENDS = ["module://matplotlib_inline.backend_inline", "TkAgg", "no such backend", ""]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_backend_of_a_notebook(plain: Loader, backend: str) -> None:
+    done = plain.run("--plot", "a.svg", env={"MPLBACKEND": backend})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    first, second = ((plain.directory / name).read_bytes() for name in ("plain.svg", "a.svg"))
+    assert first == second
+
+
+SETTINGS: dict[str, bytes | Path] = {
+    "that draw otherwise": b"axes.facecolor: black\nsavefig.dpi: 20\nbackend: TkAgg\n",
+    "with keys that are none": b"no.such.key: 1\naxes.grid\n",
+    "with values that are none": b"axes.grid: perhaps\nbackend: none such\nfigure.dpi: many\n",
+    "that are no text": b"\xff\xfe\x00axes",
+    "that can't be read": Path("/proc/self/mem"),
+    "that are a directory": Path("/"),
+    "that are not there": Path("/no/such/file"),
+}
+
+
+def draw_with_settings(plain: Loader, directory: Path, case: str, where: str) -> None:
+    """The same picture, in silence."""
+    place = directory / "matplotlib"
+    place.mkdir()
+    settings = place / "matplotlibrc"
+    content = SETTINGS[case]
+    if isinstance(content, bytes):
+        settings.write_bytes(content)
+    else:
+        settings.symlink_to(content)
+    loader = Loader(place if where == "here" else directory)
+    environments = {
+        "named": {"MATPLOTLIBRC": str(settings)},
+        "its directory named": {"MATPLOTLIBRC": str(place)},
+        "configured": {"XDG_CONFIG_HOME": str(directory)},
+    }
+    env = environments.get(where, {})
+    done = loader.run("--db", plain.db, "--plot", "a.svg", env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    expected = (plain.directory / "plain.svg").read_bytes()
+    assert (loader.directory / "a.svg").read_bytes() == expected
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_the_settings_of_matplotlib_change_nothing(
+    plain: Loader, tmp_path: Path, case: str
+) -> None:
+    """Whatever is in a matplotlibrc of the working directory, where matplotlib looks first."""
+    draw_with_settings(plain, tmp_path, case, "here")
+
+
+@pytest.mark.parametrize("where", ["named", "its directory named", "configured"])
+def test_settings_elsewhere_change_nothing(plain: Loader, tmp_path: Path, where: str) -> None:
+    draw_with_settings(plain, tmp_path, "that are no text", where)
