@@ -19,11 +19,10 @@ import psycopg
 import pytest
 from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
 from test_robust import (
-    IMPATIENT,
     INTERRUPTED,
     KILLS,
     endless,
-    in_a_process,
+    impatient,
     of_users,
     start,
     wait_for,
@@ -267,7 +266,6 @@ CHANGES = [
     "ALTER TABLE active_user_table ADD note TEXT DEFAULT 'x'",
     "CREATE VIEW other AS SELECT * FROM active_user_trend",
     "ALTER TABLE active_user SET (fillfactor = 90)",
-    "ALTER TABLE active_user ADD FOREIGN KEY (date) REFERENCES active_user_table",
 ]
 
 
@@ -499,13 +497,12 @@ def test_a_lock_held_for_too_long_is_a_clear_error(loader: PostgresLoader, lock:
     name = loader.file(lines(event("new")))
     with psycopg.connect(loader.url) as other:
         other.execute(LOCKS[lock].encode())
-        with in_a_process(loader, IMPATIENT, "-q", "--db", loader.url, name) as process:
-            out, err = process.communicate(timeout=60)
+        done = impatient(loader).run("-q", "--db", loader.url, name)
         other.rollback()
     if lock == "a table that is cleaned":  # as by VACUUM, which is in nobody's way
-        assert (process.returncode, out, err) == (0, b"", b"")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         return
-    assert (process.returncode, out, err.decode()) == (
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
         1,
         b"",
         f"Error: {loader.shown}: canceling statement due to lock timeout; "
