@@ -1,4 +1,5 @@
-"""Scanning on a real Dask cluster: a scheduler and workers that are started as processes on the loopback interface."""
+"""Scanning on a real Dask cluster: a scheduler and workers, started as processes on the loopback
+interface."""
 
 import gzip
 import json
@@ -7,16 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import distributed
 import pytest
 from conftest import SAMPLE, Loader, event, lines
-from test_robust import ROWS, start, wait_for
+from test_robust import INTERRUPTED, ROWS, of_users, start, usage, wait_for
 
-from load_active_users import Rule, Scanner, ranges, scan_on_cluster
+from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
 
 
 class Cluster:
@@ -36,12 +36,24 @@ class Cluster:
 
         assert wait_for(answers)
 
-    def run(self, what: str, *args: str, before: tuple[str, ...] = (), **env: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", "127.0.0.1", "--no-dashboard", *args]
+    def run(
+        self, what: str, *args: str, before: tuple[str, ...] = (), **env: str
+    ) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.dask_{what}",
+            "--host",
+            "127.0.0.1",
+            "--no-dashboard",
+            *args,
+        ]
         log = (self.directory / f"{len(self.processes)}.log").open("wb")
         environment = {**os.environ, **env}
         self.processes.append(
-            subprocess.Popen([*before, *command], cwd=self.directory, env=environment, stdout=log, stderr=log)
+            subprocess.Popen(
+                [*before, *command], cwd=self.directory, env=environment, stdout=log, stderr=log
+            )
         )
         return self.processes[-1]
 
@@ -53,6 +65,15 @@ class Cluster:
         log = self.directory / f"{number}.log"
         assert wait_for(lambda: b"Registered to" in log.read_bytes()), log.read_text()
         return process
+
+    def is_scanning(self, load: subprocess.Popen[bytes]) -> bool:
+        """Wait until a load has given the workers something to do."""
+        path = self.directory
+
+        def has_program() -> bool:  # which the workers were sent before the first range
+            return any(path.rglob("load_active_users.py"))
+
+        return bool(wait_for(has_program)) and load.poll() is None
 
     def stop(self) -> None:
         for process in reversed(self.processes):
@@ -70,72 +91,128 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of two ranges and a bit, with five bad records."""
     path = tmp_path_factory.mktemp("large") / "large.jsons"
+    samples = [of_users(number) for number in range(7)]
     with path.open("wb") as file:
         for number in range(250):
-            for row in ROWS:
-                file.write(row.replace(b'"user_pseudo_id":"', b'"user_pseudo_id":"%d-' % (number % 7), 1))
+            file.write(samples[number % 7])
             file.write(b"\n" if number % 50 else b"{cut off\n")
     return path
 
 
 def test_a_cluster_changes_nothing(loader: Loader, cluster: Cluster, large: Path) -> None:
-    packed = loader.directory / loader.file(gzip.compress(SAMPLE.read_bytes() + b"bad"), "packed.gz")
+    packed = loader.directory / loader.file(gzip.compress(SAMPLE.read_bytes() + b"bad"), "x.gz")
     for _ in range(2):
         cluster.worker()
     results = []
     for options in ([], ["--cluster", cluster.address]):
         loader.db = loader.directory / f"{len(results)}.db"
-        args = ["--db", loader.db, "--max-bad-records", 99, "--rejects", "rejects", "--format", "json"]
-        done = loader.run(*options, *args, large, packed, SAMPLE)
+        rejects = loader.directory / f"{len(results)}.rejects"
+        args = ["--db", loader.db, "--max-bad-records", 99, "--rejects", rejects]
+        done = loader.run(*options, *args, "--format", "json", large, packed, SAMPLE)
         assert done.returncode == 0, done
-        content = [row for row in loader.content() if "load_log" not in row]
-        results.append((done.stdout, done.stderr, (loader.directory / "rejects").read_bytes(), content))
+        content = [row for row in loader.content() or () if "load_log" not in row]
+        results.append((done.stdout, done.stderr, rejects.read_bytes(), content))
     assert results[0] == results[1]
     assert json.loads(results[0][0])["bad_records"] == 6
 
 
-def test_a_worker_that_is_killed_is_made_up_for(loader: Loader, cluster: Cluster, large: Path) -> None:
+def test_a_worker_that_is_killed_is_made_up_for(
+    loader: Loader, cluster: Cluster, large: Path
+) -> None:
     workers = [cluster.worker() for _ in range(2)]
-    with start(
-        loader, "--cluster", cluster.address, "--max-bad-records", 1000, "--format", "json", *[large] * 20
-    ) as load:
-        time.sleep(1.2)
-        assert load.poll() is None
+    options = ["--cluster", cluster.address, "--max-bad-records", 1000, "--format", "json"]
+    with start(loader, *options, *[large] * 8) as load:
+        assert cluster.is_scanning(load)
         workers[0].kill()
         out, _ = load.communicate(timeout=120)
     assert load.returncode == 0
     report = json.loads(out)
-    assert [date["active_user_count"] for date in report["dates"]] == [7 * 11, 7 * 31, 7 * 22]
-    assert report["lines"] == 20 * 250 * 1001
-    assert report["bad_records"] == 20 * 5
+    counts = [date["active_user_count"] for date in report["dates"]]
+    assert counts == [7 * 11, 7 * 31, 7 * 22]
+    assert report["lines"] == 8 * 250 * 1001
+    assert report["bad_records"] == 8 * 5
+
+
+def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, large: Path) -> None:
+    workers = [cluster.worker() for _ in range(2)]
+    loader.load(SAMPLE)
+    before = loader.content()
+    options = ["--cluster", cluster.address, "--max-bad-records", 1000]
+    with start(loader, *options, *[large] * 40) as load:
+        assert cluster.is_scanning(load)
+        for worker in workers:
+            worker.kill()
+        out, err = load.communicate(timeout=120)
+    bad, error = messages(err)
+    assert (load.returncode, out, error) == (
+        1,
+        b"",
+        f"Error: {cluster.address}: has no workers any more; start some and load again",
+    )
+    assert all(line.startswith(f"{large}:") for line in bad)
+    assert loader.content() == before
+
+
+def test_a_cluster_whose_scheduler_is_lost(loader: Loader, cluster: Cluster, large: Path) -> None:
+    cluster.worker()
+    options = ["--cluster", cluster.address, "--max-bad-records", 1000]
+    with start(loader, *options, *[large] * 40) as load:
+        assert cluster.is_scanning(load)
+        cluster.processes[0].kill()
+        out, err = load.communicate(timeout=120)
+    bad, error = messages(err)
+    assert (load.returncode, out) == (1, b"")
+    assert error.startswith(f"Error: {cluster.address}: ")
+    assert all(line.startswith(f"{large}:") for line in bad)
+    assert not loader.db.exists()
+
+
+def messages(err: bytes) -> tuple[list[str], str]:
+    """The lines about bad records, and the one about what ended the load."""
+    *bad, error = err.decode().splitlines()
+    return [line for line in bad if not line.startswith("and ")], error
 
 
 def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
     cluster.worker()
-    with start(loader, "--cluster", cluster.address, "--max-bad-records", 1000, *[large] * 40) as load:
-        time.sleep(1.5)
+    options = ["--cluster", cluster.address, "--max-bad-records", 1000]
+    with start(loader, *options, *[large] * 40) as load:
+        assert cluster.is_scanning(load)
         load.send_signal(signal.SIGINT)
-        out, err = load.communicate(timeout=30)
-    assert (load.returncode, out) == (130, b"")
-    assert err == b"SIGINT: a load that is not committed leaves nothing behind\n"
+        out, err = load.communicate(timeout=60)
+    bad, end = messages(err)
+    assert (load.returncode, out, f"{end}\n".encode()) == (130, b"", INTERRUPTED)
+    assert all(line.startswith(f"{large}:") for line in bad)
     assert not loader.db.exists()
-    assert loader.load("--cluster", cluster.address, SAMPLE)["lines"] == 1000  # the cluster is free again
+    # the cluster is free again
+    assert loader.load("--cluster", cluster.address, SAMPLE)["lines"] == 1000
 
 
-def test_clusters_that_cannot_be_used(loader: Loader, cluster: Cluster) -> None:
-    name = loader.file(lines(event()))
-    nobody = "tcp://127.0.0.1:1"
-    assert loader.refuse("--cluster", nobody, name) == (
-        f"Error: {nobody}: no Dask scheduler answers there; look after it and its address\n"
+NOBODY = "no Dask scheduler answers there; check the address and that it runs"
+
+
+def test_clusters_that_cannot_be_used(loader: Loader) -> None:
+    for address in ("nonsense://x", "tcp://127.0.0.1:1"):
+        assert loader.refuse("--cluster", address, SAMPLE) == f"Error: {address}: {NOBODY}\n"
+    secret = "tls://bob:S3CRT@127.0.0.1:x"
+    assert "S3CRT" not in loader.refuse("--cluster", secret, SAMPLE)
+    assert list(loader.directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [["-"], ["--commit-every", 5, SAMPLE]], ids=["-", "live"])
+def test_what_a_cluster_cannot_do(loader: Loader, options: list[object]) -> None:
+    what = "--cluster can't be combined with --commit-every or standard input"
+    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", *options, status=2)
+    assert said == usage(what)
+
+
+def test_a_cluster_without_workers(loader: Loader, cluster: Cluster) -> None:
+    what = f"has no workers; start some with: dask worker {cluster.address}"
+    assert loader.refuse("--cluster", cluster.address, SAMPLE) == (
+        f"Error: {cluster.address}: {what}\n"
     )
-    assert "no Dask scheduler answers there" in loader.refuse("--cluster", "nonsense://x", name)
-    assert loader.refuse("--cluster", cluster.address, name) == (
-        f"Error: {cluster.address}: has no workers; start some with: dask worker {cluster.address}\n"
-    )
-    for options in (["-"], ["--commit-every", 5, name]):
-        said = loader.refuse("--cluster", cluster.address, *options, status=2)
-        assert "--cluster can't be combined with --commit-every or standard input" in said
 
 
 def test_other_versions(loader: Loader, cluster: Cluster) -> None:
@@ -158,8 +235,7 @@ def test_a_file_that_the_workers_do_not_see(loader: Loader, cluster: Cluster) ->
     cluster.worker(before=("unshare", "--mount", "sh", "-c", script, "sh"))
     said = loader.refuse("--cluster", cluster.address, SAMPLE, hidden / "x.jsons")
     assert said == (
-        f"Error: {hidden}/x.jsons:1: [Errno 2] No such file or directory: '{hidden}/x.jsons' "
-        f"(on a worker of {cluster.address})\n"
+        f"Error: {hidden}/x.jsons:1: No such file or directory (on a worker of {cluster.address})\n"
     )
 
 
@@ -177,8 +253,9 @@ def test_no_range_is_left_out_while_there_are_no_workers(
         return real(client) if len(calls) <= 2 else {}
 
     monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
-    scan = Scanner(Rule("US/Central", 3000, ["*_event"]))
+    rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
+    scan = Scanner(rule, ("2000-01-01", "2099-12-31"))
     parts = ranges([str(path)], 200_000)
     found = list(scan_on_cluster(parts, scan, cluster.address))
-    assert sorted(index for index, _ in found) == list(range(len(parts)))
-    assert sum(batch.lines for _, batch in found) == 1000
+    assert [part for part, _ in found] == parts
+    assert sum(batch.tally.lines for _, batch in found) == 1000
