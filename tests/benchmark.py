@@ -73,7 +73,7 @@ for row in db.execute("FROM active_user_table").fetchall():
 db.close()
 '''
 
-# Linux never gives the peak memory of a process as less than that of its parent. So this small one is the parent.
+# Linux never gives the peak memory of a process as less than that of its parent: this one is small.
 LAUNCHER = """
 import os, sys, time
 start = time.perf_counter()
@@ -81,31 +81,6 @@ _, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.enviro
 seconds, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 print(seconds, cpu, usage.ru_maxrss * 1024, status, file=open(sys.argv[1], "w"))
 """
-# US/Central is an alias of America/Chicago that some systems leave out; `date` would silently take it for UTC.
-PYTHON = """
-import collections, datetime, json, sys, zoneinfo
-zone, users = zoneinfo.ZoneInfo("America/Chicago"), collections.defaultdict(set)
-for line in open(sys.argv[1], "rb"):
-    event = json.loads(line)
-    if event["event_name"] != "user_engagement":
-        continue
-    values = {parameter["key"]: parameter["value"] for parameter in event["event_params"]}
-    msec = values.get("engagement_time_msec", {}).get("int_value", 0)
-    if int(msec) >= 3000 and any(key.endswith("_event") for key in values):
-        date = datetime.datetime.fromtimestamp(int(event["event_timestamp"]) // 10**6, zone).date()
-        users[date].add(event["user_pseudo_id"])
-print(*(f"{date},{len(users[date])}" for date in users), sep="\\n")
-"""
-# Makes a line "DATE USER" for each active event.
-GREP = r"""grep '"event_name":"user_engagement"' "$1" | perl -ne '
-    my ($params) = /"event_params":\[(.*?)\],"/;
-    next unless $params =~ /"key":"[^"]*_event"/;
-    next unless $params =~ /"engagement_time_msec","value":\{"int_value":"(\d+)"/ && $1 >= 3000;
-    /"event_timestamp":"(\d+)\d{6}".*"user_pseudo_id":"(\w+)"/ && print "$1 $2\n"' |
-while read -r seconds user; do echo "$(date -d "@$seconds" +%F) $user"; done"""
-COUNT = """ | sort -u | cut -d' ' -f1 | uniq -c | awk '{ print $2 "," $1 }'"""
-SHELL = ["env", "LC_ALL=C", "TZ=America/Chicago", "sh", "-c"]
-
 
 PARAMETERS = (
     '{"key":"firebase_screen_class","value":{"string_value":"MainActivity"}}',
@@ -124,12 +99,11 @@ class Input(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A command, and the database that it loads into, which is as before() leaves it. Some do not
-    count active users by date. processes are those that work for it besides its own."""
+    """A command, and what is done before it. Some do not count active users by date. processes are
+    those that work for it besides its own."""
 
     name: str
     command: list[str]
-    database: Path | None = None
     before: Callable[[], object] = lambda: None
     counts: bool = True
     processes: tuple[int, ...] = ()
@@ -145,8 +119,8 @@ class Timing(NamedTuple):
 
 
 def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
-    """Write repetitions of some lines, each with the mask that turns their users into others and the days to shift
-    them by. A single formatting makes all lines of a repetition: that is quick."""
+    """Write repetitions of some lines, each with the mask that turns their users into others and
+    the days to shift them by. A single formatting makes all lines of a repetition, quickly."""
     if path.exists():
         return
     text = b"".join(lines)
@@ -213,12 +187,11 @@ def run(contender: Contender, work: Path) -> Timing:
     return Timing(seconds, cpu, peak_memory, {date: int(count) for date, count in rows})
 
 
-def compete(
-    options: Namespace, source: Input, group: list[Contender], base: float = 0, scale: float = 1
-) -> float:
+def compete(options: Namespace, source: Input, group: list[Contender]) -> None:
     """Run contenders in turn, after an untimed round that warms the page cache; check that they
-    agree; print the rows, seconds scaled. Return the seconds of the first, the loader, to which
-    the ratios are, unless base is given: then it is only there to agree with."""
+    agree; print the rows, with ratios to the first."""
+    if not HAS_DUCKDB:
+        group = [contender for contender in group if not contender.name.startswith("DuckDB")]
     runs: list[list[Timing]] = [[] for _ in group]
     for number in range(options.rounds + 1):
         print(f"{source.name}: round {number} of {options.rounds}", file=sys.stderr)
@@ -228,55 +201,42 @@ def compete(
             if contender.counts and (counts != expected or not counts):
                 dates = sorted(dict(counts.items() ^ expected.items()))
                 sys.exit(f"{source.name}: {contender.name} disagrees on {dates or 'any date'}")
-    for contender, timed in list(zip(group, runs, strict=True))[1 if base else 0 :]:
-        seconds = median(timing.seconds for timing in timed[1:]) * scale
-        cpu = median(timing.cpu for timing in timed[1:]) * scale
+    base = 0.0
+    for contender, timed in zip(group, runs, strict=True):
+        seconds = median(timing.seconds for timing in timed[1:])
+        cpu = median(timing.cpu for timing in timed[1:])
         peak = max(timing.peak_memory for timing in timed)
         base = base or seconds
         memory = "< 12" if peak < 12e6 else f"{peak / 1e6:.0f}"  # as much as the launcher
         row = (source.name, contender.name, f"{seconds:.3g}", f"{cpu:.3g}", f"{seconds / base:.2f}")
         print("|", " | ".join((*row, memory)), "|", flush=True)
-    return base
+
+
+def loads(name: str, command: list[str], path: Path, *more: str) -> Contender:
+    """A contender that loads into a database that is not there before."""
+    before = lambda: path.unlink(missing_ok=True)  # noqa: E731
+    return Contender(name, [sys.executable, *command, str(path), *more], before)
 
 
 def loader(options: Namespace, source: Input, *arguments: str, db: str = "first.db") -> Contender:
-    """The loader into a database that is not there before."""
-    path = options.dir / db
-    command = [
-        sys.executable,
-        str(ROOT / "load_active_users.py"),
-        "--format",
-        "csv",
-        "--db",
-        str(path),
-    ]
+    command = [str(ROOT / "load_active_users.py"), "--format", "csv", "--db"]
     name = " ".join(("this loader", *arguments))
-    before = lambda: path.unlink(missing_ok=True)  # noqa: E731
-    return Contender(name, [*command, *arguments, *source.files], path, before)
+    return loads(name, command, options.dir / db, *arguments, *source.files)
 
 
 def duckdb(options: Namespace, source: Input) -> Contender:
-    """DuckDB doing the same job."""
-    path = options.dir / "first.duckdb"
-    command = [sys.executable, "-c", DUCKDB_KEEPS, str(path), *source.files]
-    before = lambda: path.unlink(missing_ok=True)  # noqa: E731
-    return Contender("DuckDB, keeping users", command, path, before)
+    command = ["-c", DUCKDB_KEEPS]
+    return loads("DuckDB, keeping users", command, options.dir / "first.duckdb", *source.files)
+
+
+def forgetful_duckdb(source: Input) -> Contender:
+    return Contender("DuckDB, keeping nobody", [sys.executable, "-c", DUCKDB_COUNTS, *source.files])
 
 
 def first_and_again(contender: Contender) -> list[Contender]:
     """A first load, and then the same once more."""
-    name = contender.name
-    again = contender._replace(name=f"{name}, again", before=lambda: None)
-    return [contender._replace(name=f"{name}, first"), again]
-
-
-def only_duckdb(*contenders: Contender) -> list[Contender]:
-    return list(contenders) if HAS_DUCKDB else []
-
-
-def forgetful_duckdb(source: Input) -> list[Contender]:
-    command = [sys.executable, "-c", DUCKDB_COUNTS, *source.files]
-    return only_duckdb(Contender("DuckDB, keeping nobody", command))
+    again = contender._replace(name=f"{contender.name}, again", before=lambda: None)
+    return [contender._replace(name=f"{contender.name}, first"), again]
 
 
 def benchmark_plain(options: Namespace, lines: list[bytes]) -> None:
@@ -284,31 +244,21 @@ def benchmark_plain(options: Namespace, lines: list[bytes]) -> None:
     source = make("plain:", lines, options.events, path)
     floor = Contender("`wc -l`, the floor", ["wc", "-l", str(path)], counts=False)
     group = [loader(options, source), loader(options, source, "--workers=1")]
-    group += [*forgetful_duckdb(source), *only_duckdb(duckdb(options, source)), floor]
-    base = compete(options, source, group)
-
-    events = min(options.slow_events, options.events)
-    path = options.dir / f"slow-{events}.jsons"
-    part = make("plain, scaled up from", lines, events, path)
-    slow = [
-        loader(options, part),
-        Contender("Python's json", [sys.executable, "-c", PYTHON, str(path)]),
-    ]
-    slow.append(Contender("grep, perl, date", [*SHELL, GREP + COUNT, "sh", str(path)]))
-    compete(options, part, slow, base, options.events / events)
+    group += [forgetful_duckdb(source), duckdb(options, source), floor]
+    compete(options, source, group)
 
 
 def benchmark_gzip(options: Namespace, lines: list[bytes]) -> None:
     path = options.dir / f"gzip-{options.gzip_events}-*.jsons.gz"
     source = make(f"gzip, {SHARDS} shards:", lines, options.gzip_events, path)
-    compete(options, source, [loader(options, source), *forgetful_duckdb(source)])
+    compete(options, source, [loader(options, source), forgetful_duckdb(source)])
 
 
 def benchmark_dense(options: Namespace, lines: list[bytes]) -> None:
     source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
     group = first_and_again(loader(options, source))
-    group += only_duckdb(*first_and_again(duckdb(options, source)))
-    compete(options, source, [*group, *forgetful_duckdb(source)])
+    group += first_and_again(duckdb(options, source))
+    compete(options, source, [*group, forgetful_duckdb(source)])
 
 
 def benchmark_startup(options: Namespace, lines: list[bytes]) -> None:
@@ -366,7 +316,7 @@ def benchmark_growth(options: Namespace, lines: list[bytes]) -> None:
     for times in (1, 2, 4, 8):
         source = make_dense(one * times, options.dir / f"dense-{one * times}-{times}.jsons", times)
         group = first_and_again(loader(options, source))
-        compete(options, source, group + only_duckdb(*first_and_again(duckdb(options, source))))
+        compete(options, source, group + first_and_again(duckdb(options, source)))
         run(loader(options, source, db=grown.name)._replace(before=lambda: None), options.dir)
         held += one * times
         more = loader(options, new)
@@ -397,7 +347,6 @@ def main() -> None:
         ("--gzip-events", 500_000, "in the gzip shards"),
         ("--dense-events", 2_000_000, "in the dense file"),
         ("--growth-events", 1_000_000, "in the smallest file of growth"),
-        ("--slow-events", 20_000, "for the slow contenders"),
         ("--rounds", 5, "timed runs of each contender, after a warm-up"),
     ):
         parser.add_argument(
