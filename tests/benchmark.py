@@ -1,9 +1,14 @@
-"""Time the loader against other ways to count the same active users, as whole processes that run in turn.
+"""Time the loader against other ways to count the same active users: whole processes, in turn.
 
-    python tests/benchmark.py --events 2500000
+    python tests/benchmark.py --only dense --only startup
 
-The input is made from the sample in data/; it takes 2.4 KB of disk for each of --events and --worst-events. It is read
-from the page cache, so it should fit there. All contenders have to agree on every date, or the exit status is 1.
+The inputs are made from the sample in data/, 2.4 KB of disk for each of --events (the cluster reads
+them four times) and 360 bytes for each of --dense-events and of up to 15 times --growth-events.
+They are read from the page cache, so they should fit there. Contenders have to agree on every date,
+or the exit status is 1.
+
+CPU is user and system time of all processes, on a cluster those of its scheduler and workers too,
+but for PostgreSQL the loader's alone; the peak memory is that of the largest process.
 """
 
 import contextlib
@@ -15,11 +20,11 @@ import platform
 import random
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -27,85 +32,95 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
-DATABASE = "benchmark.db"
-PARTS = ["plain", "gzip", "worst", "startup"]
+PARTS = ["plain", "gzip", "dense", "startup", "cluster", "postgres", "growth"]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
+TICKS = os.sysconf("SC_CLK_TCK")
 CORES = len(os.sched_getaffinity(0))
 DAYS, EVENTS_PER_USER, SHARDS = 30, 4, 16
-ACTIVE = rb'"user_engagement".*"engagement_time_msec","value":{"int_value":"([3-9]\d{3}|\d{5,})"'  # in the sample
-
-DUCKDB = r"""
+ACTIVE_USERS = r"""
+    SELECT DISTINCT timezone('US/Central', make_timestamptz(event_timestamp))::DATE AS date,
+        user_pseudo_id
+    FROM read_ndjson(?, columns = {
+        event_name: 'VARCHAR', event_timestamp: 'BIGINT', user_pseudo_id: 'VARCHAR',
+        event_params: 'STRUCT("key" VARCHAR, "value" STRUCT(int_value BIGINT))[]'})
+    WHERE event_name = 'user_engagement'
+      AND len(list_filter(event_params,
+          lambda p: p.key = 'engagement_time_msec' AND p.value.int_value >= 3000)) > 0
+      AND len(list_filter(event_params, lambda p: p.key LIKE '%\_event' ESCAPE '\')) > 0"""
+# Counts and forgets the users: a second load would count them again.
+DUCKDB_COUNTS = f'''
 import sys, duckdb
-for date, count in duckdb.execute(
-    r'''SELECT timezone('US/Central', make_timestamptz(event_timestamp))::DATE, count(DISTINCT user_pseudo_id)
-       FROM read_ndjson(?, columns = {
-           event_name: 'VARCHAR', event_timestamp: 'BIGINT', user_pseudo_id: 'VARCHAR',
-           event_params: 'STRUCT("key" VARCHAR, "value" STRUCT(int_value BIGINT))[]'})
-       WHERE event_name = 'user_engagement'
-         AND len(list_filter(event_params, lambda p: p.key = 'engagement_time_msec' AND p.value.int_value >= 3000)) > 0
-         AND len(list_filter(event_params, lambda p: p.key LIKE '%\_event' ESCAPE '\')) > 0
-       GROUP BY ALL''', sys.argv[1:]).fetchall():
-    print(date, count, sep=",")
-"""
+query = r"""SELECT date, count(*) FROM ({ACTIVE_USERS}) GROUP BY ALL"""
+for row in duckdb.execute(query, [sys.argv[1:]]).fetchall():
+    print(*row, sep=",")
+'''
+# The loader's job: users are kept, so that what is loaded again is not counted twice.
+DUCKDB_KEEPS = f'''
+import sys, duckdb
+db = duckdb.connect(sys.argv[1])
+db.execute(r"""
+    CREATE TABLE IF NOT EXISTS active_user (
+        date DATE, user_pseudo_id VARCHAR, PRIMARY KEY (date, user_pseudo_id));
+    CREATE TABLE IF NOT EXISTS active_user_table (date DATE PRIMARY KEY, active_user_count BIGINT);
+    BEGIN""")
+db.execute(r"""INSERT OR IGNORE INTO active_user {ACTIVE_USERS}""", [sys.argv[2:]])
+db.execute("""
+    INSERT INTO active_user_table SELECT date, count(*) FROM active_user GROUP BY ALL
+    ON CONFLICT DO UPDATE SET active_user_count = excluded.active_user_count;
+    COMMIT""")
+for row in db.execute("FROM active_user_table").fetchall():
+    print(*row, sep=",")
+db.close()
+'''
 
-# Linux never gives the peak memory of a process as less than that of its parent. So this small one is the parent.
+# Linux never gives the peak memory of a process as less than that of its parent: this one is small.
 LAUNCHER = """
 import os, sys, time
 start = time.perf_counter()
 _, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ), 0)
-print(time.perf_counter() - start, usage.ru_maxrss * 1024, status, file=open(sys.argv[1], "w"))
+seconds, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+print(seconds, cpu, usage.ru_maxrss * 1024, status, file=open(sys.argv[1], "w"))
 """
-# US/Central is an alias of America/Chicago that some systems leave out; `date` would silently take it for UTC.
-PYTHON = """
-import collections, datetime, json, sys, zoneinfo
-zone, users = zoneinfo.ZoneInfo("America/Chicago"), collections.defaultdict(set)
-for line in open(sys.argv[1], "rb"):
-    event = json.loads(line)
-    if event["event_name"] != "user_engagement":
-        continue
-    values = {parameter["key"]: parameter["value"] for parameter in event["event_params"]}
-    msec = values.get("engagement_time_msec", {}).get("int_value", 0)
-    if int(msec) >= 3000 and any(key.endswith("_event") for key in values):
-        date = datetime.datetime.fromtimestamp(int(event["event_timestamp"]) // 10**6, zone).date()
-        users[date].add(event["user_pseudo_id"])
-print(*(f"{date},{len(users[date])}" for date in users), sep="\\n")
-"""
-# The first half of a shell pipeline: a line "DATE USER" for each active event.
-JQ = r"""jq -r 'select(.event_name == "user_engagement"
-      and any(.event_params[]; .key == "engagement_time_msec" and (.value.int_value // 0 | tonumber) >= 3000)
-      and any(.event_params[]; .key | endswith("_event")))
-    | (.event_timestamp[:-6] | tonumber | strflocaltime("%Y-%m-%d")) + " " + .user_pseudo_id' "$1" """
-GREP = r"""grep '"event_name":"user_engagement"' "$1" | perl -ne '
-    my ($params) = /"event_params":\[(.*?)\],"/;
-    next unless $params =~ /"key":"[^"]*_event"/;
-    next unless $params =~ /"engagement_time_msec","value":\{"int_value":"(\d+)"/ && $1 >= 3000;
-    /"event_timestamp":"(\d+)\d{6}".*"user_pseudo_id":"(\w+)"/ && print "$1 $2\n"' |
-while read -r seconds user; do echo "$(date -d "@$seconds" +%F) $user"; done"""
-COUNT = """ | sort -u | cut -d' ' -f1 | uniq -c | awk '{ print $2 "," $1 }'"""
-SHELL = ["env", "LC_ALL=C", "TZ=America/Chicago", "sh", "-c"]
+
+PARAMETERS = (
+    '{"key":"firebase_screen_class","value":{"string_value":"MainActivity"}}',
+    '{"key":"engaged_session_event","value":{"int_value":"1"}}',
+    '{"key":"engagement_time_msec","value":{"int_value":"%d"}}',
+)
+DENSE = f"""{{"event_date":"20200101","event_timestamp":"%d","event_name":"user_engagement",\
+"event_params":[{",".join(PARAMETERS)}],"user_pseudo_id":"%032x"}}\n"""
 
 
 class Input(NamedTuple):
-    """Some files, and the events and bytes (uncompressed) in them."""
+    """Some files; the name tells the events and bytes (uncompressed) in them."""
 
     name: str
-    events: int
-    size: int
     files: list[str]
 
 
 class Contender(NamedTuple):
-    """A command; some neither count active users by date nor even read the events."""
+    """A command, and what is done before it. Some do not count active users by date. processes are
+    those that work for it besides its own."""
 
     name: str
     command: list[str]
+    before: Callable[[], object] = lambda: None
     counts: bool = True
-    reads: bool = True
+    processes: tuple[int, ...] = ()
+
+
+class Timing(NamedTuple):
+    """Of a run: seconds of wall time and of CPU, bytes of peak memory, active users by date."""
+
+    seconds: float
+    cpu: float
+    peak_memory: float
+    counts: dict[str, int]
 
 
 def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
-    """Write repetitions of some lines, each with the mask that turns their users into others and the days to shift
-    them by. A single formatting makes all lines of a repetition: that is quick."""
+    """Write repetitions of some lines, each with the mask that turns their users into others and
+    the days to shift them by. A single formatting makes all lines of a repetition, quickly."""
     if path.exists():
         return
     text = b"".join(lines)
@@ -116,110 +131,212 @@ def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
     with gzip.open(unfinished, "wb", 6) if path.suffix == ".gz" else unfinished.open("wb") as file:
         for mask, days in plan:
             shift = days * 86_400 * 10**6
-            file.write(template % tuple(value for usec, user in fields for value in (usec + shift, user ^ mask)))
+            file.write(
+                template
+                % tuple(value for usec, user in fields for value in (usec + shift, user ^ mask))
+            )
     unfinished.rename(path)
 
 
-def make(name: str, lines: list[bytes], events: int, path: Path, returning: bool = True) -> Input:
+def make(name: str, lines: list[bytes], events: int, path: Path) -> Input:
     """Make an input of whole repetitions of some lines, its files in parallel."""
     count = -(-events // len(lines))
     shards, rng = min(SHARDS, count) if "*" in path.name else 1, random.Random(0)
-    masks = [rng.getrandbits(128) for _ in range(max(count // EVENTS_PER_USER, 1) if returning else count)]
-    plan = [(rng.choice(masks) if returning else masks[n], rng.randrange(DAYS)) for n in range(count)]
+    masks = [rng.getrandbits(128) for _ in range(max(count // EVENTS_PER_USER, 1))]
+    plan = [(rng.choice(masks), rng.randrange(DAYS)) for _ in range(count)]
     paths = [path.with_name(path.name.replace("*", f"{shard:02}")) for shard in range(shards)]
+    parts = [(path, lines, plan[shard::shards]) for shard, path in enumerate(paths)]
     with multiprocessing.Pool(min(CORES, shards)) as pool:
-        pool.starmap(write, [(path, lines, plan[shard::shards]) for shard, path in enumerate(paths)], chunksize=1)
+        pool.starmap(write, parts, chunksize=1)
     events, size = count * len(lines), count * sum(map(len, lines))
-    return Input(f"{name} {events:,} events, {size / 1e9:.3g} GB", events, size, [str(path) for path in paths])
+    return Input(f"{name} {events:,} events, {size / 1e9:.3g} GB", [str(path) for path in paths])
 
 
-def run(contender: Contender, work: Path) -> tuple[float, float, dict[str, int]]:
-    """Run a command, the loader into a database that was not there. Return its wall time in seconds, the peak memory in
-    bytes of its largest process, and the active users by date."""
-    database, usage, output = work / DATABASE, work / "benchmark.usage", work / "benchmark.output"
-    database.unlink(missing_ok=True)
+def make_dense(events: int, path: Path, seed: int = 0) -> Input:
+    """Make an input of short lines, all active events of new users on four dates."""
+    rng = random.Random(seed)
+    if not path.exists():
+        unfinished = path.with_name(path.name + ".unfinished")
+        with unfinished.open("w") as file:
+            for number in range(events):
+                usec = (1_577_880_000 + rng.randrange(4 * 86_400)) * 10**6 + number % 10**6
+                file.write(DENSE % (usec, rng.randrange(3000, 90_000), rng.getrandbits(128)))
+        unfinished.rename(path)
+    return Input(f"dense: {events:,} events, {path.stat().st_size / 1e9:.3g} GB", [str(path)])
+
+
+def cpu_time(processes: tuple[int, ...]) -> float:
+    """The CPU time in seconds that some running processes have taken."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
+    return sum(int(user) + int(system) for *_, user, system in (s[:13] for s in stats)) / TICKS
+
+
+def run(contender: Contender, work: Path) -> Timing:
+    """Run a command."""
+    contender.before()
+    usage, output = work / "benchmark.usage", work / "benchmark.output"
+    before = cpu_time(contender.processes)
     with output.open("wb") as file:
         command = [sys.executable, "-ISc", LAUNCHER, str(usage), *contender.command]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, check=True)
-    seconds, peak_memory, exit_status = map(float, usage.read_text().split())
+    seconds, cpu, peak_memory, exit_status = map(float, usage.read_text().split())
+    cpu += cpu_time(contender.processes) - before
     if exit_status:
         sys.exit(f"{contender.name} failed")
-    counts = {date: int(count) for date, count in re.findall(r"(\d{4}-\d\d-\d\d),(\d+)\n", output.read_text())}
-    if database.exists():
-        with contextlib.closing(sqlite3.connect(database)) as db:
-            counts = dict(db.execute("SELECT date, active_user_count FROM active_user_table"))
-    return seconds, peak_memory, counts
+    rows = re.findall(r"(\d{4}-\d\d-\d\d),(\d+)(?=[,\n])", output.read_text())
+    return Timing(seconds, cpu, peak_memory, {date: int(count) for date, count in rows})
 
 
-def compete(options: Namespace, source: Input, group: list[Contender], loader: float = 0, scale: float = 1) -> float:
-    """Run contenders in turn, after an untimed round that warms the page cache; check that they agree; print the rows,
-    seconds scaled. The first is the loader: return its seconds, unless given; then it is only there to agree with."""
-    runs: list[list[tuple[float, float, dict[str, int]]]] = [[] for _ in group]
+def compete(options: Namespace, source: Input, group: list[Contender]) -> None:
+    """Run contenders in turn, after an untimed round that warms the page cache; check that they
+    agree; print the rows, with ratios to the first."""
+    if not HAS_DUCKDB:
+        group = [contender for contender in group if not contender.name.startswith("DuckDB")]
+    runs: list[list[Timing]] = [[] for _ in group]
     for number in range(options.rounds + 1):
         print(f"{source.name}: round {number} of {options.rounds}", file=sys.stderr)
         for contender, timed in zip(group, runs, strict=True):
             timed.append(run(contender, options.dir))
-            counts, expected = timed[-1][2], runs[0][0][2]
+            counts, expected = timed[-1].counts, runs[0][0].counts
             if contender.counts and (counts != expected or not counts):
                 dates = sorted(dict(counts.items() ^ expected.items()))
-                sys.exit(f"{source.name}: {contender.name} and this loader do not agree on {dates or 'any date'}")
-    for (name, _, _, reads), timed in list(zip(group, runs, strict=True))[1 if loader else 0 :]:
-        seconds, peak = median(seconds for seconds, _, _ in timed[1:]), max(peak for _, peak, _ in timed)
-        loader = loader or seconds
-        speed = f"{source.size / seconds / 1e9:.3g} | {source.events / seconds:,.0f}" if reads else "- | -"
+                sys.exit(f"{source.name}: {contender.name} disagrees on {dates or 'any date'}")
+    base = 0.0
+    for contender, timed in zip(group, runs, strict=True):
+        seconds = median(timing.seconds for timing in timed[1:])
+        cpu = median(timing.cpu for timing in timed[1:])
+        peak = max(timing.peak_memory for timing in timed)
+        base = base or seconds
         memory = "< 12" if peak < 12e6 else f"{peak / 1e6:.0f}"  # as much as the launcher
-        seconds *= scale
-        print(f"| {source.name} | {name} | {seconds:.3g} | {speed} | {seconds / loader:.2f} | {memory} |", flush=True)
-    return loader
+        row = (source.name, contender.name, f"{seconds:.3g}", f"{cpu:.3g}", f"{seconds / base:.2f}")
+        print("|", " | ".join((*row, memory)), "|", flush=True)
 
 
-def benchmark(options: Namespace) -> None:
-    """Make the inputs, run the contenders, and print the rows of the table."""
-    lines, events, parts = SAMPLE.read_bytes().splitlines(keepends=True), options.events, options.only or PARTS
+def loads(name: str, command: list[str], path: Path, *more: str) -> Contender:
+    """A contender that loads into a database that is not there before."""
+    before = lambda: path.unlink(missing_ok=True)  # noqa: E731
+    return Contender(name, [sys.executable, *command, str(path), *more], before)
 
-    def loader(source: Input, *arguments: str) -> Contender:
-        command = [sys.executable, str(ROOT / "load_active_users.py"), "--quiet", "--db", str(options.dir / DATABASE)]
-        return Contender(" ".join(("this loader", *arguments)), [*command, *arguments, *source.files])
 
-    def duckdb(path: Path) -> list[Contender]:
-        return [Contender("DuckDB", [sys.executable, "-c", DUCKDB, str(path)])] if HAS_DUCKDB else []
+def loader(options: Namespace, source: Input, *arguments: str, db: str = "first.db") -> Contender:
+    command = [str(ROOT / "load_active_users.py"), "--format", "csv", "--db"]
+    name = " ".join(("this loader", *arguments))
+    return loads(name, command, options.dir / db, *arguments, *source.files)
 
-    if "plain" in parts:
-        path = options.dir / f"plain-{events}.jsons"
-        source = make("plain:", lines, events, path)
-        floor = Contender("`wc -l`, the floor", ["wc", "-l", str(path)], counts=False)
-        seconds = compete(options, source, [loader(source), loader(source, "--workers=1"), *duckdb(path), floor])
 
-        path = options.dir / f"slow-{min(options.slow_events, events)}.jsons"
-        part = make("plain, scaled up from", lines, min(options.slow_events, events), path)
-        slow = [loader(part), Contender("Python's json", [sys.executable, "-c", PYTHON, str(path)])]
-        slow.append(Contender("grep, perl, date", [*SHELL, GREP + COUNT, "sh", str(path)]))
-        if shutil.which("jq"):
-            slow.append(Contender("jq", [*SHELL, JQ + COUNT, "sh", str(path)]))
-        else:
-            print(f"| {part.name} | jq: not installed | - | - | - | - | - |", flush=True)
-        compete(options, part, slow, seconds, source.events / part.events)
-    if "gzip" in parts:
-        path = options.dir / f"gzip-{min(options.gzip_events, events)}-*.jsons.gz"
-        source = make(f"gzip, {SHARDS} shards:", lines, min(options.gzip_events, events), path)
-        compete(options, source, [loader(source), *duckdb(path)])
-    if "worst" in parts:
-        path = options.dir / f"worst-{options.worst_events}.jsons"
-        active = [line for line in lines if re.search(ACTIVE, line)]
-        source = make("all active, all users new:", active, options.worst_events, path, returning=False)
-        compete(options, source, [loader(source), *duckdb(path)])
-    if "startup" in parts:
-        source = Input("start-up: the sample", len(lines), sum(map(len, lines)), [str(SAMPLE)])
-        imports = "import click, dateutil.tz, sqlite3"
-        bare = Contender(f"`{imports}`", [sys.executable, "-c", imports], counts=False, reads=False)
-        compete(options, source, [loader(source), bare])
+def duckdb(options: Namespace, source: Input) -> Contender:
+    command = ["-c", DUCKDB_KEEPS]
+    return loads("DuckDB, keeping users", command, options.dir / "first.duckdb", *source.files)
+
+
+def forgetful_duckdb(source: Input) -> Contender:
+    return Contender("DuckDB, keeping nobody", [sys.executable, "-c", DUCKDB_COUNTS, *source.files])
+
+
+def first_and_again(contender: Contender) -> list[Contender]:
+    """A first load, and then the same once more."""
+    again = contender._replace(name=f"{contender.name}, again", before=lambda: None)
+    return [contender._replace(name=f"{contender.name}, first"), again]
+
+
+def benchmark_plain(options: Namespace, lines: list[bytes]) -> None:
+    path = options.dir / f"plain-{options.events}.jsons"
+    source = make("plain:", lines, options.events, path)
+    floor = Contender("`wc -l`, the floor", ["wc", "-l", str(path)], counts=False)
+    group = [loader(options, source), loader(options, source, "--workers=1")]
+    group += [forgetful_duckdb(source), duckdb(options, source), floor]
+    compete(options, source, group)
+
+
+def benchmark_gzip(options: Namespace, lines: list[bytes]) -> None:
+    path = options.dir / f"gzip-{options.gzip_events}-*.jsons.gz"
+    source = make(f"gzip, {SHARDS} shards:", lines, options.gzip_events, path)
+    compete(options, source, [loader(options, source), forgetful_duckdb(source)])
+
+
+def benchmark_dense(options: Namespace, lines: list[bytes]) -> None:
+    source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
+    group = first_and_again(loader(options, source))
+    group += first_and_again(duckdb(options, source))
+    compete(options, source, [*group, forgetful_duckdb(source)])
+
+
+def benchmark_startup(options: Namespace, lines: list[bytes]) -> None:
+    imports = "import click, dateutil.tz, sqlite3"
+    bare = Contender(f"`{imports}`", [sys.executable, "-c", imports], counts=False)
+    source = Input("start-up: the sample", [str(SAMPLE)])
+    compete(options, source, [loader(options, source), bare])
+
+
+def benchmark_cluster(options: Namespace, lines: list[bytes]) -> None:
+    """Two workers of a cluster on this machine against two local ones."""
+    from test_cluster import Cluster
+
+    source = make("plain:", lines, options.events, options.dir / f"plain-{options.events}.jsons")
+    source = Input(f"4 x {source.name}", 4 * source.files)
+    with tempfile.TemporaryDirectory() as directory:
+        cluster = Cluster(Path(directory))
+        try:
+            for _ in range(2):
+                cluster.worker()
+            remote = loader(options, source, "--cluster", cluster.address)
+            processes = tuple(process.pid for process in cluster.processes)
+            remote = remote._replace(name="this loader, cluster of 2 workers", processes=processes)
+            compete(options, source, [loader(options, source, "--workers=2"), remote])
+        finally:
+            cluster.stop()
+
+
+def benchmark_postgres(options: Namespace, lines: list[bytes]) -> None:
+    """The loader's part of loading into PostgreSQL, on this machine, where it is installed."""
+    import psycopg
+    from test_postgres import BIN, running
+
+    if not (BIN / "initdb").exists():
+        print("PostgreSQL is not installed: its rows are left out", file=sys.stderr)
+        return
+    source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
+    with running() as server:
+
+        def drop() -> None:
+            with psycopg.connect(f"{server}postgres") as db:
+                db.execute("DROP TABLE IF EXISTS active_user_table, active_user, load_log CASCADE")
+
+        remote = loader(options, source, "--db", f"{server}postgres")
+        remote = remote._replace(name="this loader, PostgreSQL", before=drop)
+        compete(options, source, [loader(options, source), *first_and_again(remote)])
+
+
+def benchmark_growth(options: Namespace, lines: list[bytes]) -> None:
+    """1, 2, 4, 8 times the user-days; and as many new ones into a table that holds ever more."""
+    one = options.growth_events
+    held, grown = 0, options.dir / "grown.db"
+    grown.unlink(missing_ok=True)
+    new = make_dense(one, options.dir / f"dense-{one}-new.jsons", seed=9)
+    for times in (1, 2, 4, 8):
+        source = make_dense(one * times, options.dir / f"dense-{one * times}-{times}.jsons", times)
+        group = first_and_again(loader(options, source))
+        compete(options, source, group + first_and_again(duckdb(options, source)))
+        run(loader(options, source, db=grown.name)._replace(before=lambda: None), options.dir)
+        held += one * times
+        more = loader(options, new)
+        more = more._replace(before=lambda: shutil.copyfile(grown, options.dir / "first.db"))
+        compete(options, new._replace(name=f"{new.name}, new to a table of {held:,}"), [more])
+    size = grown.stat().st_size / held
+    print(f"\n{size:.0f} bytes per user-day in SQLite, of {held:,}\n")
 
 
 def machine() -> str:
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    duckdb = f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB (`pip install duckdb` adds its rows)"
-    processor = f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores, {memory:.0f} GB of memory"
+    duckdb = (
+        f"DuckDB {version('duckdb')}"
+        if HAS_DUCKDB
+        else "no DuckDB (`pip install duckdb` adds its rows)"
+    )
+    processor = (
+        f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores, {memory:.0f} GB of memory"
+    )
     return f"{processor}, Python {platform.python_version()}, {duckdb}"
 
 
@@ -227,22 +344,27 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     for name, default, meaning in (
         ("--events", 2_500_000, "in the plain file"),
-        ("--gzip-events", 500_000, "in the gzip shards, --events at most"),
-        ("--worst-events", 2_000_000, "in the worst case"),
-        ("--slow-events", 20_000, "for the slow contenders"),
+        ("--gzip-events", 500_000, "in the gzip shards"),
+        ("--dense-events", 2_000_000, "in the dense file"),
+        ("--growth-events", 1_000_000, "in the smallest file of growth"),
         ("--rounds", 5, "timed runs of each contender, after a warm-up"),
     ):
-        parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: {default:,})")
+        parser.add_argument(
+            name, type=int, default=default, help=f"{meaning} (default: {default:,})"
+        )
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable (default: all)")
-    parser.add_argument("--dir", type=Path, help="where the input is kept for the next time (default: it is removed)")
+    parser.add_argument("--dir", type=Path, help="where to keep the input (default: it is removed)")
     options = parser.parse_args()
-    print("| input | contender | median s | GB/s | events/s | ratio | peak MB |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    lines = SAMPLE.read_bytes().splitlines(keepends=True)
+    print("| input | contender | seconds | CPU s | ratio | peak MB |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
     with contextlib.ExitStack() as stack:
-        options.dir = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        temporary = stack.enter_context(tempfile.TemporaryDirectory())
+        options.dir = options.dir or Path(temporary)
         options.dir.mkdir(parents=True, exist_ok=True)
-        benchmark(options)
-    print(f"\nRatios are of the medians, to this loader. {machine()}.")
+        for part in options.only or PARTS:
+            globals()[f"benchmark_{part}"](options, lines)
+    print(f"\nRatios are of the medians, to the first row of each input. {machine()}.")
 
 
 if __name__ == "__main__":
