@@ -1056,7 +1056,7 @@ GOOD = lines(event("a"))
 NOT_AN_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 TOO_LONG = "user_pseudo_id is longer than 512 bytes"
 REFUSED = "Error: bad records: {}, more than --max-bad-records 0; nothing was loaded\n"
-BAD_RECORDS = [
+BAD_RECORDS: list[tuple[str, bytes, str]] = [
     ("an array", b"[{}]", NOT_AN_OBJECT),
     ("a text", b'"user_engagement"', NOT_AN_OBJECT),
     ("cut off", lines(event())[:100], NOT_AN_OBJECT),

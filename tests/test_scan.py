@@ -18,6 +18,7 @@ from load_active_users import (
     Load,
     LoadError,
     Range,
+    Refused,
     Rule,
     Scanner,
     blocks,
@@ -351,7 +352,7 @@ def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> No
         scanning = blocks(file, size, True, 1000)
         next(scanning)
         file.truncate(5000)
-        with pytest.raises(OSError, match=r"^the file was cut short while it was read; load it"):
+        with pytest.raises(Refused, match=r"^the file was cut short while it was read; load it"):
             list(scanning)
 
 
