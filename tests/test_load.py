@@ -1056,6 +1056,25 @@ GOOD = lines(event("a"))
 NOT_AN_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 TOO_LONG = "user_pseudo_id is longer than 512 bytes"
 REFUSED = "Error: bad records: {}, more than --max-bad-records 0; nothing was loaded\n"
+NO_TIMES: list[Any] = [
+    None,
+    "",
+    "x",
+    "1e15",
+    1.5,
+    1.0,
+    "1.0",
+    True,
+    [],
+    {},
+    "9" * 400,
+    10**400,
+    " 1",
+    "+1",
+    "1_0",
+    "٣",
+]
+NO_PARAMETERS: list[Any] = [5, None, [], "x"]
 BAD_RECORDS: list[tuple[str, bytes, str]] = [
     ("an array", b"[{}]", NOT_AN_OBJECT),
     ("a text", b'"user_engagement"', NOT_AN_OBJECT),
@@ -1087,24 +1106,7 @@ BAD_RECORDS: list[tuple[str, bytes, str]] = [
     ),
     *[
         (f"timestamp {value!r}"[:40], lines(event(time=value)).strip(), "event_timestamp")
-        for value in [
-            None,
-            "",
-            "x",
-            "1e15",
-            1.5,
-            1.0,
-            "1.0",
-            True,
-            [],
-            {},
-            "9" * 400,
-            10**400,
-            " 1",
-            "+1",
-            "1_0",
-            "٣",
-        ]
+        for value in NO_TIMES
     ],
     (
         "a timestamp beyond the calendar",
@@ -1130,7 +1132,7 @@ BAD_RECORDS: list[tuple[str, bytes, str]] = [
     ],
     *[
         (f"a param {value!r}", lines(event(event_params=[value])).strip(), "event_params")
-        for value in [5, None, [], "x"]
+        for value in NO_PARAMETERS
     ],
     ("a key that is no text", lines(event(key=5)).strip(), "event_params[1].key"),
     ("a value that is no object", lines(event(event_params=params(("a", 5)))).strip(), "value"),
