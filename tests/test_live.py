@@ -561,7 +561,7 @@ def test_a_full_disk(loader: Loader) -> None:
 
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
-    """A live load that has read a second and a third line, and its database, which is locked."""
+    """A live load that has read three lines, the last two after its database was locked."""
     with closing(sqlite3.connect(":memory:")) as nothing:
         connections = [nothing]
 
