@@ -368,7 +368,7 @@ def test_another_database_cannot_be_drawn(loader: Loader) -> None:
 
 BY_HAND = {
     "a date that is none": ("2020-02-30", 12, "'2020-02-30', 12"),
-    "a date in other words": ("20200228", 12, "'20200228', 12"),
+    "a date in other words": ("20200228", 12, "20200228, 12"),
     "a week": ("2020-W09-5", 12, "'2020-W09-5', 12"),
     "no date": ("", 12, "'', 12"),
     "a count with a blank": ("2020-02-28", "12 000", "'2020-02-28', '12 000'"),
