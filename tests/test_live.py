@@ -561,11 +561,11 @@ def test_a_full_disk(loader: Loader) -> None:
 
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
-    """A live load that has read a second and a third line, and its database, which is locked."""
+    """A live load that has read three lines, the last two after its database was locked."""
     with closing(sqlite3.connect(":memory:")) as nothing:
         connections = [nothing]
 
-        def start(patience: float | None) -> tuple[Live, sqlite3.Connection]:
+        def start(patience: float | None, tail: bytes = b"") -> tuple[Live, sqlite3.Connection]:
             live("-q").loader.load(SAMPLE)
             pipe = live("-q", every=1000, patience=patience)
             pipe.write(lines(event("a")))
@@ -573,7 +573,7 @@ def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection
             time.sleep(0.5)
             connections.append(sqlite3.connect(pipe.loader.db, isolation_level=None))
             connections[-1].execute("BEGIN IMMEDIATE")
-            pipe.write(lines(event("b"), event("c")) + b'{"half')
+            pipe.write(lines(event("b"), event("c")) + tail)
             pipe.await_read()
             return pipe, connections[-1]
 
@@ -583,42 +583,57 @@ def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection
 
 
 Locked = Callable[..., tuple[Live, sqlite3.Connection]]
-HALF = "-: the last line had not ended: its 6 bytes were left out\n"
+HALF = b'{"half'
+LEFT_OUT = "-: the last line had not ended: its 6 bytes were left out\n"
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
     """It waits, and then says what was not stored."""
-    pipe, _ = locked(1.5)
+    pipe, _ = locked(1.5, HALF)
     before = pipe.loader.content()
     pipe.process.send_signal(number)
     assert pipe.process.wait(30) == 1
     not_stored = "not stored: the last lines that were read (3), up to -:3\n"
-    assert pipe.said() == f"{HALF}{not_stored}Error: {LOCKED}\n"
+    assert pipe.said() == f"{LEFT_OUT}{not_stored}Error: {LOCKED}\n"
     assert pipe.loader.content() == before
 
 
 def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
-    pipe, db = locked(None)
+    pipe, db = locked(None, HALF)
     pipe.process.terminate()
     time.sleep(1.5)
     assert pipe.process.poll() is None
     db.execute("ROLLBACK")
     assert pipe.process.wait(30) == 0
-    assert pipe.said() == HALF
+    assert pipe.said() == LEFT_OUT
+    assert {"a", "b", "c"} < set(pipe.users())
+
+
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> None:
+    """As by Ctrl-C, which ends the producer first: that is no reason to lose what was read."""
+    pipe, db = locked(None)
+    pipe.close()
+    time.sleep(1)
+    pipe.process.send_signal(number)
+    time.sleep(0.5)
+    assert pipe.process.poll() is None
+    db.execute("ROLLBACK")
+    assert (pipe.process.wait(30), pipe.said()) == (0, "")
     assert {"a", "b", "c"} < set(pipe.users())
 
 
 def test_told_to_stop_twice(locked: Locked) -> None:
     """Who can't wait is told what is lost."""
-    pipe, _ = locked(None)
+    pipe, _ = locked(None, HALF)
     before = pipe.loader.content()
     pipe.process.terminate()
     time.sleep(1)
     pipe.process.terminate()
     assert pipe.process.wait(30) == 143
     assert pipe.said().splitlines() == [
-        HALF.strip(),
+        LEFT_OUT.strip(),
         "Terminated: uncommitted changes were rolled back",
         "not stored: the last lines that were read (3), up to -:3",
     ]
