@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import distributed
@@ -66,14 +67,16 @@ class Cluster:
         assert wait_for(lambda: b"Registered to" in log.read_bytes()), log.read_text()
         return process
 
-    def is_scanning(self, load: subprocess.Popen[bytes]) -> bool:
-        """Wait until a load has given the workers something to do."""
-        path = self.directory
+    def is_scanning(self, load: subprocess.Popen[bytes], source: Path) -> bool:
+        """Wait until a worker reads a source, of a load that goes on."""
 
-        def has_program() -> bool:  # which the workers were sent before the first range
-            return any(path.rglob("load_active_users.py"))
+        def reads(process: subprocess.Popen[bytes]) -> bool:
+            with suppress(OSError):
+                links = Path(f"/proc/{process.pid}/fd").iterdir()
+                return str(source) in map(os.readlink, links)
+            return False
 
-        return bool(wait_for(has_program)) and load.poll() is None
+        return bool(wait_for(lambda: any(map(reads, self.processes)))) and load.poll() is None
 
     def stop(self) -> None:
         for process in reversed(self.processes):
@@ -124,7 +127,7 @@ def test_a_worker_that_is_killed_is_made_up_for(
     workers = [cluster.worker() for _ in range(2)]
     options = ["--cluster", cluster.address, "--max-bad-records", 1000, "--format", "json"]
     with start(loader, *options, *[large] * 8) as load:
-        assert cluster.is_scanning(load)
+        assert cluster.is_scanning(load, large)
         workers[0].kill()
         out, _ = load.communicate(timeout=120)
     assert load.returncode == 0
@@ -141,7 +144,7 @@ def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, larg
     before = loader.content()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
     with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load)
+        assert cluster.is_scanning(load, large)
         for worker in workers:
             worker.kill()
         out, err = load.communicate(timeout=120)
@@ -159,7 +162,7 @@ def test_a_cluster_whose_scheduler_is_lost(loader: Loader, cluster: Cluster, lar
     cluster.worker()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
     with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load)
+        assert cluster.is_scanning(load, large)
         cluster.processes[0].kill()
         out, err = load.communicate(timeout=120)
     bad, error = messages(err)
@@ -179,7 +182,7 @@ def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
     cluster.worker()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
     with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load)
+        assert cluster.is_scanning(load, large)
         load.send_signal(signal.SIGINT)
         out, err = load.communicate(timeout=60)
     bad, end = messages(err)
