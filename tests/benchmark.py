@@ -14,6 +14,7 @@ but for PostgreSQL the loader's alone; the peak memory is that of the largest pr
 import contextlib
 import gzip
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import platform
@@ -34,7 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
 PARTS = ["plain", "gzip", "dense", "startup", "cluster", "postgres", "growth"]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
-TICKS = os.sysconf("SC_CLK_TCK")
 CORES = len(os.sched_getaffinity(0))
 DAYS, EVENTS_PER_USER, SHARDS = 30, 4, 16
 ACTIVE_USERS = r"""
@@ -131,10 +131,8 @@ def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
     with gzip.open(unfinished, "wb", 6) if path.suffix == ".gz" else unfinished.open("wb") as file:
         for mask, days in plan:
             shift = days * 86_400 * 10**6
-            file.write(
-                template
-                % tuple(value for usec, user in fields for value in (usec + shift, user ^ mask))
-            )
+            pairs = ((usec + shift, user ^ mask) for usec, user in fields)
+            file.write(template % tuple(itertools.chain.from_iterable(pairs)))
     unfinished.rename(path)
 
 
@@ -152,9 +150,9 @@ def make(name: str, lines: list[bytes], events: int, path: Path) -> Input:
     return Input(f"{name} {events:,} events, {size / 1e9:.3g} GB", [str(path) for path in paths])
 
 
-def make_dense(events: int, path: Path, seed: int = 0) -> Input:
+def make_dense(options: Namespace, events: int, seed: int = 0) -> Input:
     """Make an input of short lines, all active events of new users on four dates."""
-    rng = random.Random(seed)
+    path, rng = options.dir / f"dense-{events}-{seed}.jsons", random.Random(seed)
     if not path.exists():
         unfinished = path.with_name(path.name + ".unfinished")
         with unfinished.open("w") as file:
@@ -168,7 +166,7 @@ def make_dense(events: int, path: Path, seed: int = 0) -> Input:
 def cpu_time(processes: tuple[int, ...]) -> float:
     """The CPU time in seconds that some running processes have taken."""
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
-    return sum(int(user) + int(system) for *_, user, system in (s[:13] for s in stats)) / TICKS
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def run(contender: Contender, work: Path) -> Timing:
@@ -255,7 +253,7 @@ def benchmark_gzip(options: Namespace, lines: list[bytes]) -> None:
 
 
 def benchmark_dense(options: Namespace, lines: list[bytes]) -> None:
-    source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
+    source = make_dense(options, options.dense_events)
     group = first_and_again(loader(options, source))
     group += first_and_again(duckdb(options, source))
     compete(options, source, [*group, forgetful_duckdb(source)])
@@ -295,7 +293,7 @@ def benchmark_postgres(options: Namespace, lines: list[bytes]) -> None:
     if not (BIN / "initdb").exists():
         print("PostgreSQL is not installed: its rows are left out", file=sys.stderr)
         return
-    source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
+    source = make_dense(options, options.dense_events)
     with running() as server:
 
         def drop() -> None:
@@ -312,9 +310,9 @@ def benchmark_growth(options: Namespace, lines: list[bytes]) -> None:
     one = options.growth_events
     held, grown = 0, options.dir / "grown.db"
     grown.unlink(missing_ok=True)
-    new = make_dense(one, options.dir / f"dense-{one}-new.jsons", seed=9)
+    new = make_dense(options, one, seed=9)
     for times in (1, 2, 4, 8):
-        source = make_dense(one * times, options.dir / f"dense-{one * times}-{times}.jsons", times)
+        source = make_dense(options, one * times, times)
         group = first_and_again(loader(options, source))
         compete(options, source, group + first_and_again(duckdb(options, source)))
         run(loader(options, source, db=grown.name)._replace(before=lambda: None), options.dir)
