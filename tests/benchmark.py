@@ -14,6 +14,7 @@ but for PostgreSQL the loader's alone; the peak memory is that of the largest pr
 import contextlib
 import gzip
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import platform
@@ -34,7 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
 PARTS = ["plain", "gzip", "dense", "startup", "cluster", "postgres", "growth"]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
-TICKS = os.sysconf("SC_CLK_TCK")
 CORES = len(os.sched_getaffinity(0))
 DAYS, EVENTS_PER_USER, SHARDS = 30, 4, 16
 ACTIVE_USERS = r"""
@@ -131,15 +131,14 @@ def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
     with gzip.open(unfinished, "wb", 6) if path.suffix == ".gz" else unfinished.open("wb") as file:
         for mask, days in plan:
             shift = days * 86_400 * 10**6
-            file.write(
-                template
-                % tuple(value for usec, user in fields for value in (usec + shift, user ^ mask))
-            )
+            pairs = ((usec + shift, user ^ mask) for usec, user in fields)
+            file.write(template % tuple(itertools.chain.from_iterable(pairs)))
     unfinished.rename(path)
 
 
-def make(name: str, lines: list[bytes], events: int, path: Path) -> Input:
-    """Make an input of whole repetitions of some lines, its files in parallel."""
+def make(name: str, events: int, path: Path) -> Input:
+    """Make an input of whole repetitions of the sample, its files in parallel."""
+    lines = SAMPLE.read_bytes().splitlines(keepends=True)
     count = -(-events // len(lines))
     shards, rng = min(SHARDS, count) if "*" in path.name else 1, random.Random(0)
     masks = [rng.getrandbits(128) for _ in range(max(count // EVENTS_PER_USER, 1))]
@@ -152,9 +151,9 @@ def make(name: str, lines: list[bytes], events: int, path: Path) -> Input:
     return Input(f"{name} {events:,} events, {size / 1e9:.3g} GB", [str(path) for path in paths])
 
 
-def make_dense(events: int, path: Path, seed: int = 0) -> Input:
+def make_dense(options: Namespace, events: int, seed: int = 0) -> Input:
     """Make an input of short lines, all active events of new users on four dates."""
-    rng = random.Random(seed)
+    path, rng = options.dir / f"dense-{events}-{seed}.jsons", random.Random(seed)
     if not path.exists():
         unfinished = path.with_name(path.name + ".unfinished")
         with unfinished.open("w") as file:
@@ -168,7 +167,7 @@ def make_dense(events: int, path: Path, seed: int = 0) -> Input:
 def cpu_time(processes: tuple[int, ...]) -> float:
     """The CPU time in seconds that some running processes have taken."""
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
-    return sum(int(user) + int(system) for *_, user, system in (s[:13] for s in stats)) / TICKS
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def run(contender: Contender, work: Path) -> Timing:
@@ -239,40 +238,39 @@ def first_and_again(contender: Contender) -> list[Contender]:
     return [contender._replace(name=f"{contender.name}, first"), again]
 
 
-def benchmark_plain(options: Namespace, lines: list[bytes]) -> None:
+def benchmark_plain(options: Namespace) -> None:
     path = options.dir / f"plain-{options.events}.jsons"
-    source = make("plain:", lines, options.events, path)
+    source = make("plain:", options.events, path)
     floor = Contender("`wc -l`, the floor", ["wc", "-l", str(path)], counts=False)
     group = [loader(options, source), loader(options, source, "--workers=1")]
     group += [forgetful_duckdb(source), duckdb(options, source), floor]
     compete(options, source, group)
 
 
-def benchmark_gzip(options: Namespace, lines: list[bytes]) -> None:
+def benchmark_gzip(options: Namespace) -> None:
     path = options.dir / f"gzip-{options.gzip_events}-*.jsons.gz"
-    source = make(f"gzip, {SHARDS} shards:", lines, options.gzip_events, path)
+    source = make(f"gzip, {SHARDS} shards:", options.gzip_events, path)
     compete(options, source, [loader(options, source), forgetful_duckdb(source)])
 
 
-def benchmark_dense(options: Namespace, lines: list[bytes]) -> None:
-    source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
-    group = first_and_again(loader(options, source))
-    group += first_and_again(duckdb(options, source))
+def benchmark_dense(options: Namespace) -> None:
+    source = make_dense(options, options.dense_events)
+    group = first_and_again(loader(options, source)) + first_and_again(duckdb(options, source))
     compete(options, source, [*group, forgetful_duckdb(source)])
 
 
-def benchmark_startup(options: Namespace, lines: list[bytes]) -> None:
+def benchmark_startup(options: Namespace) -> None:
     imports = "import click, dateutil.tz, sqlite3"
     bare = Contender(f"`{imports}`", [sys.executable, "-c", imports], counts=False)
     source = Input("start-up: the sample", [str(SAMPLE)])
     compete(options, source, [loader(options, source), bare])
 
 
-def benchmark_cluster(options: Namespace, lines: list[bytes]) -> None:
+def benchmark_cluster(options: Namespace) -> None:
     """Two workers of a cluster on this machine against two local ones."""
     from test_cluster import Cluster
 
-    source = make("plain:", lines, options.events, options.dir / f"plain-{options.events}.jsons")
+    source = make("plain:", options.events, options.dir / f"plain-{options.events}.jsons")
     source = Input(f"4 x {source.name}", 4 * source.files)
     with tempfile.TemporaryDirectory() as directory:
         cluster = Cluster(Path(directory))
@@ -287,7 +285,7 @@ def benchmark_cluster(options: Namespace, lines: list[bytes]) -> None:
             cluster.stop()
 
 
-def benchmark_postgres(options: Namespace, lines: list[bytes]) -> None:
+def benchmark_postgres(options: Namespace) -> None:
     """The loader's part of loading into PostgreSQL, on this machine, where it is installed."""
     import psycopg
     from test_postgres import BIN, running
@@ -295,7 +293,7 @@ def benchmark_postgres(options: Namespace, lines: list[bytes]) -> None:
     if not (BIN / "initdb").exists():
         print("PostgreSQL is not installed: its rows are left out", file=sys.stderr)
         return
-    source = make_dense(options.dense_events, options.dir / f"dense-{options.dense_events}.jsons")
+    source = make_dense(options, options.dense_events)
     with running() as server:
 
         def drop() -> None:
@@ -307,16 +305,16 @@ def benchmark_postgres(options: Namespace, lines: list[bytes]) -> None:
         compete(options, source, [loader(options, source), *first_and_again(remote)])
 
 
-def benchmark_growth(options: Namespace, lines: list[bytes]) -> None:
+def benchmark_growth(options: Namespace) -> None:
     """1, 2, 4, 8 times the user-days; and as many new ones into a table that holds ever more."""
     one = options.growth_events
     held, grown = 0, options.dir / "grown.db"
     grown.unlink(missing_ok=True)
-    new = make_dense(one, options.dir / f"dense-{one}-new.jsons", seed=9)
+    new = make_dense(options, one, seed=9)
     for times in (1, 2, 4, 8):
-        source = make_dense(one * times, options.dir / f"dense-{one * times}-{times}.jsons", times)
-        group = first_and_again(loader(options, source))
-        compete(options, source, group + first_and_again(duckdb(options, source)))
+        source = make_dense(options, one * times, times)
+        group = first_and_again(loader(options, source)) + first_and_again(duckdb(options, source))
+        compete(options, source, group)
         run(loader(options, source, db=grown.name)._replace(before=lambda: None), options.dir)
         held += one * times
         more = loader(options, new)
@@ -329,15 +327,9 @@ def benchmark_growth(options: Namespace, lines: list[bytes]) -> None:
 def machine() -> str:
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    duckdb = (
-        f"DuckDB {version('duckdb')}"
-        if HAS_DUCKDB
-        else "no DuckDB (`pip install duckdb` adds its rows)"
-    )
-    processor = (
-        f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores, {memory:.0f} GB of memory"
-    )
-    return f"{processor}, Python {platform.python_version()}, {duckdb}"
+    peer = f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB: pip install duckdb"
+    processor = f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores"
+    return f"{processor}, {memory:.0f} GB of memory, Python {platform.python_version()}, {peer}"
 
 
 def main() -> None:
@@ -355,7 +347,6 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable (default: all)")
     parser.add_argument("--dir", type=Path, help="where to keep the input (default: it is removed)")
     options = parser.parse_args()
-    lines = SAMPLE.read_bytes().splitlines(keepends=True)
     print("| input | contender | seconds | CPU s | ratio | peak MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
     with contextlib.ExitStack() as stack:
@@ -363,7 +354,7 @@ def main() -> None:
         options.dir = options.dir or Path(temporary)
         options.dir.mkdir(parents=True, exist_ok=True)
         for part in options.only or PARTS:
-            globals()[f"benchmark_{part}"](options, lines)
+            globals()[f"benchmark_{part}"](options)
     print(f"\nRatios are of the medians, to the first row of each input. {machine()}.")
 
 
