@@ -26,8 +26,10 @@ if IS_COMMAND:
     sys.modules[__name__] = sys.modules["__main__"]
     gc.disable()  # until the imports are done, which take most of the time of a small load
     IS_LIVE = any(argument.startswith("--commit-every") for argument in sys.argv)
-    for number in STOPS:  # until main handles them: nothing has been read yet
-        signal.signal(number, lambda number, _: os._exit(0 if IS_LIVE else 128 + number))
+    IS_LIVE = IS_LIVE or "LOAD_ACTIVE_USERS_COMMIT_EVERY" in os.environ
+    for number in (*STOPS, signal.SIGHUP) if IS_LIVE else STOPS:  # nothing has been read yet
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os._exit(0 if IS_LIVE else 128 + number))
 
 import contextlib
 import errno
@@ -99,13 +101,29 @@ PLAIN = ("sqlite3", "psycopg", __name__)  # whose messages need no name of a cla
 
 
 def shown(name: str) -> str:
-    """A source or database fit to be shown: a URL without user, password, query and fragment, and
-    without all that may belong to a password."""
-    scheme, separator, rest = name.partition("://")
-    place, *query = re.split(r"[?#]", rest, maxsplit=1)
-    if re.match("[^/]*[:@]", place):
-        place = "..." if "@" in "".join(query) else place.rpartition("@")[2]
-    return f"{scheme}://{place}" if separator else name
+    """A source or database fit to be shown: of each URL in it no user, password, query, fragment,
+    and nothing that may belong to a password."""
+    parts = []
+    for part in name.split("::"):
+        scheme, separator, rest = part.partition("://")
+        place, *query = re.split(r"[?#]", rest, maxsplit=1)
+        if re.match("[^/]*[:@]", place):
+            place = "..." if "@" in "".join(query) else place.rpartition("@")[2]
+        parts.append(f"{scheme}://{place}" if separator else part)
+    return "::".join(parts)
+
+
+def printable(text: str) -> str:
+    """A text with its control characters escaped: no name and no datum can steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quotes_secret(text: str, name: str) -> bool:
+    """Whether a message holds a word of a URL that is not shown, but for the user of PostgreSQL."""
+    words = set(re.findall(r"\w{3,}", name)) - set(re.findall(r"\w{3,}", shown(name)))
+    if is_postgres(name):
+        words -= set(re.findall(r"://(\w+)", name))
+    return any(word in text for word in words)
 
 
 def code_of(error: BaseException) -> str:
@@ -125,6 +143,8 @@ def reason(error: BaseException) -> str:
         return "out of memory; try fewer --workers, or a machine with more"
     if isinstance(error, FileNotFoundError):
         return "No such file or directory"
+    if "start new thread" in text:
+        return f"can't start a thread; {REMEDIES['EAGAIN']}"
     if "too much memory" in text:  # of zstd
         return "its zstd window is larger than 128 MiB; decompress it first: zstd -dc --long=31"
     if kind.__name__ in DAMAGED:
@@ -149,17 +169,18 @@ def about(what: str | Callable[[], str]) -> Iterator[None]:
         is_postgres = type(error).__module__.startswith("psycopg")
         is_passing = is_postgres and families & {"OperationalError", "InterfaceError"}
         kind = Unavailable if is_passing or code_of(error) in PASSING else LoadError
-        raise kind(f"{shown(name)}: {reason(error).replace(name, shown(name))}") from None
+        text = reason(error).replace(name, shown(name))
+        if quotes_secret(text, name):
+            text = f"{type(error).__name__} (what it says quotes the URL, which may be secret)"
+        raise kind(f"{shown(name)}: {text}") from None
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, above a progress bar, if it can be printed at all. Control
-    characters are escaped: no name and no datum can steer a terminal."""
+    """Print a line on standard error, above a progress bar, if it can be printed at all."""
     bars: Any = sys.modules.get("tqdm")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     with contextlib.suppress(OSError):
         with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
 
 def to_json(value: Any) -> str:
@@ -227,8 +248,9 @@ def integer(value: Any, field: str) -> int:
     raise BadRecord(f"{field} is not an integer: {to_json(value)[:60]}")
 
 
-def unusual_event(record: dict[str, Any]) -> Event:
-    """The engagement event that a JSON object is, with fields of any type. Raises BadRecord."""
+def unusual_event(record: dict[str, Any], needs_time: bool) -> Event | None:
+    """The engagement event that a JSON object is, with fields of any type; None if it needs an
+    engagement time and has none. Raises BadRecord."""
 
     def field(record: Any, name: str, kind: type, path: str = "") -> Any:
         if type(record) is not dict:
@@ -238,13 +260,15 @@ def unusual_event(record: dict[str, Any]) -> Event:
             raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
         return value
 
+    items = list(enumerate(field(record, "event_params", list) or ()))
+    keys = [field(item, "key", str, f"event_params[{index}].") for index, item in items]
+    if needs_time and ENGAGEMENT_TIME not in keys:
+        return None
     parameters = []
-    for index, item in enumerate(field(record, "event_params", list) or ()):
-        path = f"event_params[{index}]."
-        key = field(item, "key", str, path)
-        value = (field(item, "value", dict, path) or {}).get("int_value")
-        matters = key == ENGAGEMENT_TIME and value is not None
-        number = integer(value, ENGAGEMENT_TIME) if matters else None
+    for (index, item), key in zip(items, keys, strict=True):
+        value = field(item, "value", dict, f"event_params[{index}].") or {}
+        msec = value.get("int_value") if key == ENGAGEMENT_TIME else None
+        number = None if msec is None else integer(msec, ENGAGEMENT_TIME)
         parameters.append(Parameter(key, ParameterValue(number)))
     user = field(record, "user_pseudo_id", str)
     if user and len(user.encode()) > MAX_USER:
@@ -256,7 +280,7 @@ def unusual_event(record: dict[str, Any]) -> Event:
 # -- The rule --------------------------------------------------------------------------------------
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-YEAR_2038 = 2_145_916_800_000_000  # microseconds UTC, where python-dateutil 2.9 ends
+YEAR_2038 = 2_145_916_800_000_000  # microseconds UTC
 STRETCH = 10**9  # microseconds, whose number is the first digits of a timestamp
 FIRST_DATE = "2000-01-01"
 VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
@@ -315,6 +339,11 @@ class Rule:
         """Whether events of a name can make a user active."""
         return self.has_any_name or (type(name) is str and name in self.names)
 
+    def is_engagement(self, event: Event) -> bool:
+        """Whether an event can make a user active, by its name and what it holds."""
+        keys = (parameter.key for parameter in event.event_params or ())
+        return self.is_named(event.event_name) and (self.has_one_name or ENGAGEMENT_TIME in keys)
+
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
         """The number of engagement events among some events, and the users of the active ones: one
         for each event, None or empty where it has none. Raises BadRecord."""
@@ -340,7 +369,7 @@ class Rule:
                 if role & HAS_TIME:
                     is_engagement = True
                     msec = parameter.value.int_value if parameter.value is not None else None
-                    if type(msec) is str and msec.isdigit() and msec.isascii():
+                    if type(msec) is str and len(msec) < 19 and msec.isdigit() and msec.isascii():
                         is_engaged = is_engaged or int(msec) >= minimum_msec
                     elif msec is not None:
                         is_engaged = integer(msec, ENGAGEMENT_TIME) >= minimum_msec or is_engaged
@@ -374,11 +403,12 @@ class Rule:
         return first.date().isoformat() if same else ""
 
     def local_time(self, timestamp: int) -> datetime:
-        """The time of a timestamp (microseconds UTC) in the rule's zone; after 2037 by the standard
-        library's zone, which knows daylight saving there too. Raises BadRecord."""
+        """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and
+        after 2037 by the standard library's, since python-dateutil 2.9 ends there. Raises
+        BadRecord."""
         zone = self.zone
         try:
-            if timestamp >= YEAR_2038:
+            if not 0 <= timestamp < YEAR_2038:
                 from zoneinfo import ZoneInfo
 
                 zone = ZoneInfo(self.terms[0])
@@ -428,7 +458,10 @@ def parse_dates(text: str | None, rule: Rule) -> Dates:
     for end in ends:
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", end, re.ASCII):
             raise ValueError(f"{text!r} is not FROM..TO with dates like 2020-01-31")
-        date.fromisoformat(end)
+        try:
+            date.fromisoformat(end)
+        except ValueError as error:
+            raise ValueError(f"{end!r}: {error}") from None
     if ends[0] > ends[1]:
         raise ValueError(f"{text!r} ends before it begins")
     return ends
@@ -494,9 +527,9 @@ class Batch(Struct):
         for day, users in self.users.items():
             self.tally.active_events += len(users)
             self.tally.anonymous_events += users.count(None) + users.count("")
-            self.tally.too_early += len(users) * (day < FIRST_DATE)
             if not dates[0] <= day <= dates[1]:
                 self.tally.out_of_range_events += len(users)
+                self.tally.too_early += len(users) * (day < FIRST_DATE)
                 continue
             each = sorted({user for user in users if user})
             for start in range(0, len(each), PIECE):
@@ -523,9 +556,9 @@ class Scanner:
         self.validate = validate
         self.keep = keep
         self.block_size = block_size
-        # Most escapes are those of <, > and &. These can spell the needle, or a NUL.
+        # Most escapes are those of <, > and &. These can spell the needle.
         letters = {b"\\u00%x" % (letter >> 4) for letter in rule.needle}
-        self.doubtful_escapes = [*sorted(letters), b"\\u0000"]
+        self.doubtful_escapes = sorted(letters)
         self.is_dense = validate  # whether most lines are decoded
 
     def __call__(self, part: Range) -> Iterator[Batch]:
@@ -558,7 +591,7 @@ class Scanner:
         # Every line is framed as an object if all that is between them is "}\n{".
         is_framed = buffer[0] == OPEN and buffer[stop - 1] == CLOSE
         is_framed = is_framed and stringzilla.count(buffer, b"}\n{", 0, stop) == lines - 1
-        if is_framed and not self.has_doubtful_escapes(buffer, stop):
+        if is_framed and not self.has_escapes(buffer, stop, *self.doubtful_escapes, b"\\u0000"):
             try:
                 events = self.usual_events(buffer, stop, lines)
                 engagement_events, users = self.rule.active_users(events)
@@ -604,7 +637,7 @@ class Scanner:
             event = self.unusual_event(text)
         except (ValueError, RecursionError) as error:
             raise BadRecord(str(error)) from None
-        if event is None or not self.rule.is_named(event.event_name):
+        if event is None or not self.rule.is_engagement(event):
             return None
         if "\0" in (event.user_pseudo_id or ""):
             raise BadRecord("user_pseudo_id has a NUL character")
@@ -620,18 +653,23 @@ class Scanner:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadRecord(str(error)) from None
-        return unusual_event(record) if self.rule.is_named(record.get("event_name")) else None
+        if not self.rule.is_named(record.get("event_name")):
+            return None
+        return unusual_event(record, not self.rule.has_one_name)
 
     def may_matter(self, record: bytes) -> bool:
         """Whether a line is to be decoded."""
         is_found = self.rule.needle in record
-        return self.validate or is_found or self.has_doubtful_escapes(record, len(record))
+        return (
+            self.validate
+            or is_found
+            or self.has_escapes(record, len(record), *self.doubtful_escapes)
+        )
 
-    def has_doubtful_escapes(self, text: bytes | bytearray, stop: int) -> bool:
-        """Whether an escape may spell what is searched for; most texts have no backslash at all."""
-        has_escapes = text.find(b"\\", 0, stop) >= 0
-        return has_escapes and any(
-            stringzilla.find(text, escape, 0, stop) >= 0 for escape in self.doubtful_escapes
+    def has_escapes(self, text: bytes | bytearray, stop: int, *escapes: bytes) -> bool:
+        """Whether a text has one of some escapes; most texts have no backslash at all."""
+        return text.find(b"\\", 0, stop) >= 0 and any(
+            stringzilla.find(text, escape, 0, stop) >= 0 for escape in escapes
         )
 
     def usual_events(self, buffer: bytearray, stop: int, lines: int) -> list[Event]:
@@ -660,6 +698,7 @@ class Scanner:
 # of whole lines.
 
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
+HEAD = 512  # bytes by which another format is known
 AHEAD = 8 << 20  # bytes to ask a URL for at once
 GZIP = b"\x1f\x8b"
 ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([frame]) + b"\x2a\x4d\x18" for frame in range(0x50, 0x60)))
@@ -669,6 +708,7 @@ NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
 AS_JSON = "export it as newline-delimited JSON"
 FORMATS = {  # by their first bytes
+    rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]": "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8",
     rb"\s*\[": "a JSON array; make it one event per line: jq -c '.[]'",
     rb'\s*\{\s*\n\s*"': "pretty-printed JSON; make it one event per line: jq -c .",
     rb"PAR1": f"a Parquet file; {AS_JSON}",
@@ -680,7 +720,6 @@ FORMATS = {  # by their first bytes
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
     rb"\x1f\x8b|\x28\xb5\x2f\xfd": "compressed twice; decompress it once: zcat, or zstdcat",
     rb"[\s\S]{257}ustar": "a tar archive; load the files in it: tar -xO",
-    rb"\xff\xfe|\xfe\xff|\{\0|\0\{": "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
 }
 
@@ -811,10 +850,13 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
             raise Refused(CUT_SHORT)
         left = left - count if count else 0
         filled = held + count
-        length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
+        if is_start and left and filled < HEAD:
+            held = filled
+            continue
+        length = buffer.rfind(b"\n", 0 if is_start else held, filled) + 1 if left else filled
         skipped = len(BOM) if length and is_start and buffer.startswith(BOM) else 0
         if length and is_start:
-            head = bytes(buffer[skipped : min(filled, 512)])
+            head = bytes(buffer[skipped : min(filled, HEAD)])
             for magic, name in FORMATS.items():
                 if re.match(magic, head):
                     raise Refused(f"is {name}")
@@ -964,8 +1006,9 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
         block = signal.pthread_sigmask, (signal.SIG_BLOCK, STOPS)  # signals are the main thread's
         executor = ThreadPoolExecutor(workers, "scan", *block)
         try:
-            submit = lambda part: executor.submit(ask, part).result  # noqa: E731
-            yield from in_order(parts, submit, PER_WORKER * workers)
+            with about("scanning processes"):
+                submit = lambda part: executor.submit(ask, part).result  # noqa: E731
+                yield from in_order(parts, submit, PER_WORKER * workers)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             for connection in connections:  # for threads that wait: the processes end
@@ -1018,7 +1061,11 @@ def work(connection: Any, scan: Scanner) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    except RuntimeError as error:
+        connection.send((LoadError(f"scanning processes: {reason(error)}"), True))
+        return
     while True:
         batches: list[Batch] = []
         held = 0
@@ -1046,16 +1093,18 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
     import distributed
 
     with about(address), contextlib.ExitStack() as stack:
+        name = shown(address)
         try:
             client = stack.enter_context(distributed.Client(address, timeout=10))
         except (OSError, ValueError):
             what = "no Dask scheduler answers there; check the address and that it runs"
-            raise LoadError(f"{address}: {what}") from None
-        check_cluster(client, address)
+            raise LoadError(f"{name}: {what}") from None
+        check_cluster(client, name)
         client.upload_file(os.path.realpath(__file__))
 
         def submit(part: Range) -> Callable[[], list[Batch]]:
-            return partial(cluster_result, client.submit(scan_range, scan, part, pure=False))
+            future = client.submit(scan_range, scan, part, pure=False)
+            return partial(cluster_result, client, future, name)
 
         yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
 
@@ -1065,33 +1114,32 @@ def scan_range(scan: Scanner, part: Range) -> list[Batch]:
     return list(scan(part))
 
 
-def cluster_result(future: Any) -> list[Batch]:
+def cluster_result(client: Any, future: Any, name: str) -> list[Batch]:
     """What a worker of a cluster has found. Raises LoadError, also if all workers are gone."""
-    address = future.client.scheduler.address
     while True:
         try:
             batches: list[Batch] = future.result(timeout=30)
             return batches
         except TimeoutError:
-            if not future.client.nthreads():
+            if not client.nthreads():
                 what = "has no workers any more; start some and load again"
-                raise LoadError(f"{address}: {what}") from None
+                raise LoadError(f"{name}: {what}") from None
         except LoadError as error:
-            raise LoadError(f"{error} (on a worker of {address})") from None
+            raise LoadError(f"{error} (on a worker of {name})") from None
 
 
-def check_cluster(client: Any, address: str) -> None:
+def check_cluster(client: Any, name: str) -> None:
     """Raise LoadError unless a cluster has workers, of the versions that are used here."""
     if not client.nthreads():
-        raise LoadError(f"{address}: has no workers; start some with: dask worker {address}")
+        raise LoadError(f"{name}: has no workers; start some with: dask worker {name}")
     versions = client.get_versions(packages=["msgspec", "stringzilla"])
     here = versions["client"]["packages"]
     for worker, there in versions["workers"].items():
-        for name in ("python", "distributed", "msgspec", "stringzilla"):
-            theirs = str(there["packages"].get(name))
-            if theirs.split(".")[:2] != str(here[name]).split(".")[:2]:
-                found = f"the worker {worker} has {name} {theirs}, where {here[name]} is used here"
-                raise LoadError(f"{address}: {found}; install the same requirements.txt")
+        for package in ("python", "distributed", "msgspec", "stringzilla"):
+            theirs, ours = (str(side.get(package)) for side in (there["packages"], here))
+            if theirs.split(".")[:2] != ours.split(".")[:2]:
+                found = f"the worker {worker} has {package} {theirs}, where {ours} is used here"
+                raise LoadError(f"{name}: {found}; install the same requirements.txt")
 
 
 def arriving(sources: Iterable[str], stopped: list[int]) -> Iterator[Range | None]:
@@ -1099,7 +1147,10 @@ def arriving(sources: Iterable[str], stopped: list[int]) -> Iterator[Range | Non
     files and URLs are cut into ranges as ever. Something in stopped ends it."""
     for source in sources:
         if "://" in source or os.path.isfile(source):
-            yield from ranges([source], BATCH)
+            for part in ranges([source], BATCH):
+                if stopped:
+                    return
+                yield part
             continue
         with about(source):
             # without blocking: it may be long until a named pipe is opened at its other end
@@ -1293,10 +1344,8 @@ class Database:
                 if name not in found and found and default is not None:  # newer than version 1.0.0
                     missing.setdefault(table, {})[name] = (kind, default)
                 elif found.get(name, (None,))[0] != kind:
-                    what = (
-                        f"its table {table} is not" if found else f"it has no table {table}: is not"
-                    )
-                    raise Refused(f"{what} one of load_active_users.py; choose another --db")
+                    what = "is not one of load_active_users.py; choose another --db"
+                    raise Refused(f"its table {table} {what}" if found else f"{what} (no {table})")
         if present and int(self.execute(self.VERSION).fetchone()[0] or 0) > latest:
             raise Refused(
                 f"is of a later version of load_active_users.py than {__version__}; use that"
@@ -1345,11 +1394,11 @@ class Database:
         rows = self.execute(query, *values).fetchall()
         for day, count in rows:
             try:
-                is_right = type(count) is int and bool(date.fromisoformat(str(day)))
+                is_right = type(count) is int and str(date.fromisoformat(str(day))) == str(day)
             except ValueError:
                 is_right = False
             if not is_right:
-                what = f"active_user_table has a row that is not a date and a count: {day}, {count}"
+                what = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
                 raise Refused(f"{what}; correct or delete it")
         return {str(day): count for day, count in rows}
 
@@ -1386,6 +1435,9 @@ class Database:
             query = "SELECT count(*) FROM active_user WHERE date = ?"
             kept = self.execute(query, day).fetchone()[0]
             counted = self.counts("WHERE date = ?", day).get(day)
+        if write and counted is None:
+            self.upsert("active_user_table", {"date": day, "active_user_count": 0})
+            counted = 0  # before its users, which somebody's foreign key may need
         if is_replaced:
             held, added = self.merge(day, load, kept, write=False)
             count = DateCount(day, held, added, kept - (held - added), held)
@@ -1572,6 +1624,8 @@ def options(terms: Terms) -> str:
 
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
     """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
+    if not is_postgres(target) and not os.path.exists(target):
+        raise LoadError(f"{target}: there is no such database; load events into it first")
     with transaction(target) as db:
         missing = db.missing_columns()
         if missing is None:
@@ -1775,8 +1829,9 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # caches and fonts: in cron's mail
     warnings.simplefilter("ignore")  # about a letter that its font lacks
     os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)  # whatever a notebook has set
-    import matplotlib
-    from matplotlib.figure import Figure
+    with contextlib.chdir("/"):  # a matplotlibrc of the working directory comes first
+        import matplotlib
+        from matplotlib.figure import Figure
 
     matplotlib.rcdefaults()
     matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
@@ -1787,14 +1842,14 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    small = f"{rows[0][0]} to {rows[-1][0]}" if rows else "no dates yet"
+    small = " to ".join(sorted({day for day, _ in (*rows[:1], *rows[-1:])})) or "no dates yet"
     if rows:
         days = [date.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows]
         draw_counts(axes, days, [count for _, count in rows])
     else:
         axes.set(xticks=[], yticks=[])
     if rows and terms:
-        rule = f"{terms[0]} dates · {' '.join(terms[1])} of at least {terms[2]} ms"
+        rule = f"{terms[0]} dates · {', '.join(terms[1])} of at least {terms[2]} ms"
         small = f"{rule} · {' '.join(terms[3])} · {small}"
     small = textwrap.fill(small, 140)
     figure.supxlabel(small, fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
@@ -1972,7 +2027,7 @@ class Loader(Struct):
             for part, batch in found:
                 self.take(load, part, batch)
             if self.bar is not None:
-                self.bar.set_description("writing")
+                self.bar.set_description_str("writing")
             self.commit(load)
 
     def load_live(self, sources: list[str], scanner: Callable[[], Scanner], every: float) -> None:
@@ -1997,14 +2052,14 @@ class Loader(Struct):
             while not stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
                 if time.monotonic() >= due or not is_refused:
                     is_refused = not self.is_committed(load, is_refused, every)
-                    load = load if is_refused else Load()
+                    if not is_refused:
+                        load.close()
+                        load = Load()
                     due = time.monotonic() + every
                 else:
                     time.sleep(TICK)
-            if stopped:
-                break
         if load.tally.lines:
-            self.commit_at_last(load)
+            self.commit_at_last(load, stopped)
         if failure:
             raise failure
 
@@ -2019,10 +2074,12 @@ class Loader(Struct):
             return False
         return True
 
-    def commit_at_last(self, load: Load) -> None:
+    def commit_at_last(self, load: Load, stopped: list[int]) -> None:
         """Commit what is left when a live load ends; wait as long as any load does, or until one
         more signal. Raises LoadError, and says what was not stored."""
-        handle_stops(stop)
+        handle_stops(
+            lambda number, frame: stop(number, frame) if stopped else stopped.append(number)
+        )
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -2031,6 +2088,8 @@ class Loader(Struct):
                 if isinstance(error, Unavailable) and time.monotonic() < deadline:
                     time.sleep(TICK)
                     continue
+                if not isinstance(error, Unavailable | SystemExit):
+                    raise
                 last = f"{shown(self.bad.part.source)}:{self.bad.lines}" if self.bad.part else ""
                 say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
                 raise
@@ -2068,12 +2127,15 @@ def warn(run: Run) -> None:
 
 # -- Checks, before anything is read ---------------------------------------------------------------
 
-PART = r"(?:[^\s/?#\[\]@%]|%(?!00)[0-9A-Fa-f]{2})*"  # of a URL
+PART = r"(?:[^\s/?#\[\]@%\\]|%(?!00)[0-9A-Fa-f]{2})*"  # of a URL
+VALUE = r"(?:[^\s?#&@%\\]|%(?!00)[0-9A-Fa-f]{2})*"
 HOST = r"(?:[^\s:/?#\[\]@]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
 POSTGRES_URL = (
-    rf"[a-z+]+://(?:{PART}@)?{HOST}(?:,{HOST})*(?:/{PART})?(?:\?\w+={PART}(?:&\w+={PART})*)?"
+    rf"[a-z+]+://(?:{PART}@)?{HOST}(?:,{HOST})*(?:/{PART})?(?:\?\w+={VALUE}(?:&\w+={VALUE})*)?"
 )
-OTHER_DB = r":|[A-Za-z][\w+.-]+:|(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
+OTHER_DB = (  # another scheme, what may hold a password, and libpq's key=value
+    r":|[A-Za-z][\w+.-]+:|.*://|.*:.*@|(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
+)
 DB_EXPECTED = (
     "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
     "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
@@ -2133,12 +2195,13 @@ def identity(file: str | int) -> object:
 
 def check_files(sources: list[str], db: str, rejects: str | None, plot: str | None) -> None:
     """Raise UsageError if an output is a file that is read or written otherwise."""
-    files: dict[object, str] = {identity(SCHEMA): "schema.sql"}
+    files: dict[object, str] = {identity(SCHEMA): "schema.sql", identity(__file__): "the program"}
     files |= {identity(1): "standard output", identity(2): "standard error"}
     for source in sources:
-        for name in source.split("::"):
-            path = re.sub("^(file|local)://", "", name)
-            files[identity(0 if source == "-" else path)] = f"the input {shown(source)}"
+        paths = [re.sub(r"^(file|local|dir)://", "", part) for part in source.split("::")]
+        paths = [*map(os.path.expanduser, paths), os.path.join(paths[-1], paths[0])]
+        for path in paths if source != "-" else [0]:
+            files[identity(path)] = f"the input {shown(source)}"
     outputs = [("--rejects", rejects), ("--plot", plot)]
     if not is_postgres(db):
         path = os.path.realpath(db)
@@ -2147,7 +2210,7 @@ def check_files(sources: list[str], db: str, rejects: str | None, plot: str | No
     for name, output in outputs:
         other = files.setdefault(identity(output), name) if output else name
         if output and other != name and identity(output) is not None:
-            raise click.UsageError(f"{name} and {other} are the same file: {output!a}")
+            raise click.UsageError(printable(f"{name} and {other} are the same file: {output}"))
 
 
 def check_writable(path: str) -> None:
@@ -2171,9 +2234,16 @@ def check_database(target: str, rule: Rule) -> None:
             db.check(rule)
 
 
-def new_scanner(rule: Rule, dates: str | None, validate: bool, keep: bool) -> Scanner:
-    """A scanner for some dates, of which the last may be tomorrow."""
-    return Scanner(rule, parse_dates(dates, rule), validate, keep)
+def new_scanner(
+    rule: Rule, dates: str | None, replace: bool, validate: bool, keep: bool
+) -> Scanner:
+    """A scanner for some dates, of which the last may be tomorrow; with those that it replaces, a
+    load has others that are merged."""
+    first, last = parse_dates(dates, rule)
+    if replace:
+        first, tomorrow = min(first, FIRST_DATE), parse_dates(None, rule)[1]
+        last = max(last, tomorrow)
+    return Scanner(rule, (first, last), validate, keep)
 
 
 # -- The command -----------------------------------------------------------------------------------
@@ -2187,7 +2257,8 @@ CLUSTER_RANGE = 256 << 20  # bytes
 class Text(click.types.StringParamType):
     """A text that is not empty; in the environment one a line."""
 
-    envvar_list_splitter = "\n"
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return rv.strip("\n").split("\n")
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not str(value).strip():
@@ -2260,7 +2331,8 @@ def exit_status() -> Iterator[None]:
 
 def stop(number: int, frame: object) -> NoReturn:
     """End at a signal with the exit status that a shell expects."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # only the first counts
+    handle_stops(lambda *_: None)  # only the first counts
+    sys.unraisablehook = lambda _: os._exit(128 + number)  # where Python would pass over our exit
     if sys.stderr.isatty():
         click.echo(err=True)  # after what is on the line
     word = "Interrupted" if number == signal.SIGINT else "Terminated"
@@ -2357,7 +2429,8 @@ def main(
     one transaction; what was loaded before is not counted twice. Every option
     can be set in the environment too: LOAD_ACTIVE_USERS_DB, ...
     """
-    handle_stops(stop)
+    if not commit_every:
+        handle_stops(stop)
     with exit_status(), contextlib.ExitStack() as stack:
         check_options(events, db, dates, replace, cluster, commit_every, dry_run, plot)
         sources = expanded(events)
@@ -2369,7 +2442,7 @@ def main(
             rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
             check_database(db, rule)
             bad = stack.enter_context(contextlib.closing(BadRecords(None if dry_run else rejects)))
-            scanner = partial(new_scanner, rule, dates, validate, keep=bad.file is not None)
+            scanner = partial(new_scanner, rule, dates, replace, validate, keep=bad.file is not None)
             run = Run(events, rule, replace)
             parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
             bar = stack.enter_context(progress_bar(progress, parts))
