@@ -280,7 +280,7 @@ def unusual_event(record: dict[str, Any], needs_time: bool) -> Event | None:
 # -- The rule --------------------------------------------------------------------------------------
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-YEAR_2038 = 2_145_916_800_000_000  # microseconds UTC
+YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC
 STRETCH = 10**9  # microseconds, whose number is the first digits of a timestamp
 FIRST_DATE = "2000-01-01"
 VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
@@ -404,11 +404,11 @@ class Rule:
 
     def local_time(self, timestamp: int) -> datetime:
         """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and
-        after 2037 by the standard library's, since python-dateutil 2.9 ends there. Raises
-        BadRecord."""
+        from 2037 on by the standard library's: python-dateutil 2.9 knows only what is between.
+        Raises BadRecord."""
         zone = self.zone
         try:
-            if not 0 <= timestamp < YEAR_2038:
+            if not 0 <= timestamp < YEAR_2037:
                 from zoneinfo import ZoneInfo
 
                 zone = ZoneInfo(self.terms[0])
@@ -461,7 +461,7 @@ def parse_dates(text: str | None, rule: Rule) -> Dates:
         try:
             date.fromisoformat(end)
         except ValueError as error:
-            raise ValueError(f"{end!r}: {error}") from None
+            raise ValueError(f"{text!r}: {error}") from None
     if ends[0] > ends[1]:
         raise ValueError(f"{text!r} ends before it begins")
     return ends
@@ -1345,7 +1345,11 @@ class Database:
                     missing.setdefault(table, {})[name] = (kind, default)
                 elif found.get(name, (None,))[0] != kind:
                     what = "is not one of load_active_users.py; choose another --db"
-                    raise Refused(f"its table {table} {what}" if found else f"{what} (no {table})")
+                    raise Refused(
+                        f"its table {table} {what}"
+                        if found
+                        else f"it has no table {table}: it {what}"
+                    )
         if present and int(self.execute(self.VERSION).fetchone()[0] or 0) > latest:
             raise Refused(
                 f"is of a later version of load_active_users.py than {__version__}; use that"
@@ -2027,7 +2031,7 @@ class Loader(Struct):
             for part, batch in found:
                 self.take(load, part, batch)
             if self.bar is not None:
-                self.bar.set_description_str("writing")
+                self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
             self.commit(load)
 
     def load_live(self, sources: list[str], scanner: Callable[[], Scanner], every: float) -> None:
@@ -2134,7 +2138,8 @@ POSTGRES_URL = (
     rf"[a-z+]+://(?:{PART}@)?{HOST}(?:,{HOST})*(?:/{PART})?(?:\?\w+={VALUE}(?:&\w+={VALUE})*)?"
 )
 OTHER_DB = (  # another scheme, what may hold a password, and libpq's key=value
-    r":|[A-Za-z][\w+.-]+:|.*://|.*:.*@|(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
+    r":|[A-Za-z][\w+.-]+:|.*://|.*:.*@|"
+    r"(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
 )
 DB_EXPECTED = (
     "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
@@ -2210,7 +2215,7 @@ def check_files(sources: list[str], db: str, rejects: str | None, plot: str | No
     for name, output in outputs:
         other = files.setdefault(identity(output), name) if output else name
         if output and other != name and identity(output) is not None:
-            raise click.UsageError(printable(f"{name} and {other} are the same file: {output}"))
+            raise click.UsageError(printable(f"{name} and {other} are the same file: {output!r}"))
 
 
 def check_writable(path: str) -> None:

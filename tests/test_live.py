@@ -257,7 +257,7 @@ def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
 def test_the_command_in_the_readme(loader: Loader) -> None:
     """Its pipe, with a producer that ends."""
     blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]
-    (command,) = [block.split("```")[0] for block in blocks if "--commit-every" in block]
+    (command,) = [block.split("```")[0] for block in blocks if block.startswith("some-producer")]
     loader.file(lines(event("a"), b"bad", event("b")))
     python = f"{shlex.quote(sys.executable)} {ROOT}/load_active_users.py"
     command = command.replace("some-producer", "cat events.jsons")

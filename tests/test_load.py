@@ -624,7 +624,10 @@ def test_replace_makes_a_final_date_a_normal_one(
     with_final_dates(loader, where)
     report = loader.load("--replace", "--dates", "2019-12-30", "-", input=LATE)
     removed = len(set(left) - {"a"})
-    assert report["dates"] == [date("2019-12-30", 2, 2 - ("a" in left), removed)]
+    assert report["dates"] == [
+        date("2019-12-30", 2, 2 - ("a" in left), removed),
+        date("2019-12-31", 4, 1),
+    ]
     assert "left_out" not in report
     assert loader.load("-", input=lines(event("e")))["dates"] == [date("2019-12-30", 3, 1)]
     assert users(loader) == ["a", "e", "late"]
@@ -1488,7 +1491,7 @@ def test_two_names_of_one_zone_are_one_zone(loader: Loader, zones: tuple[str, st
 
 
 NOT_OURS = "its table {} is not one of load_active_users.py; choose another --db"
-NO_TABLE = "it has no table {}: is not one of load_active_users.py; choose another --db"
+NO_TABLE = "it has no table {}: it is not one of load_active_users.py; choose another --db"
 SCHEMA = (ROOT / "schema.sql").read_text()
 OLD = (ROOT / "tests" / "database-1.0.0.sql").read_text()
 LATER = "is of a later version of load_active_users.py than {}; use that"
@@ -1634,17 +1637,15 @@ def test_the_queries_in_the_readme(loader: Loader) -> None:
     queries = (ROOT / "README.md").read_text().split("```sql\n")[1:]
     assert len(queries) >= 4
     for query in queries:
-        assert loader.query(query.split("```")[0])
+        rows = loader.query(query.split("```")[0])
+        assert rows or query.startswith("UPDATE")
 
 
 def test_requirements_are_those_of_the_script() -> None:
-    script = (
-        (ROOT / "load_active_users.py").read_text().split("# dependencies = [\n")[1].split("# ]")[0]
-    )
-    wanted = [line.strip('# ",\n').replace("'", '"') for line in script.splitlines()]
-    assert wanted == (ROOT / "requirements.txt").read_text().split("# The loader\n")[1].split(
-        "\n\n"
-    )[0].split("\n")
+    script = (ROOT / "load_active_users.py").read_text().split("# dependencies = [")[1]
+    wanted = re.findall(r'"([^"]+)"', script.split("]\n# ///")[0])
+    requirements = (ROOT / "requirements.txt").read_text().split("# The loader\n")[1]
+    assert wanted == requirements.split("\n\n")[0].replace('"', "'").split("\n")
 
 
 def test_the_plain_reading_of_the_sample() -> None:
