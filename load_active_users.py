@@ -138,7 +138,9 @@ def reason(error: BaseException) -> str:
     while error.__cause__:  # fsspec calls whatever an HTTP server says "not found"
         error = error.__cause__
     kind = type(error)
-    text = " ".join(str(getattr(error, "strerror", None) or error or kind.__name__).split())
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)  # of PostgreSQL
+    text = str(primary or getattr(error, "strerror", None) or error) or kind.__name__
+    text = " ".join(text.split())
     if isinstance(error, MemoryError):
         return "out of memory; try fewer --workers, or a machine with more"
     if isinstance(error, FileNotFoundError):
@@ -1309,6 +1311,9 @@ class Database:
     def create(self) -> None:
         raise NotImplementedError
 
+    def check_writable(self) -> None:
+        """Raise Refused if the tables can't be written, as far as that can be known."""
+
     def known(self, day: str, users: list[str], is_like: bool) -> list[str]:
         """The users among some that are stored for a date. If the load is like what is stored, it
         may hold others as well."""
@@ -1402,8 +1407,8 @@ class Database:
             except ValueError:
                 is_right = False
             if not is_right:
-                what = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
-                raise Refused(f"{what}; correct or delete it")
+                row = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
+                raise Refused(f"{row}; correct or delete it")
         return {str(day): count for day, count in rows}
 
     def upsert(self, table: str, row: dict[str, Any]) -> None:
@@ -1556,6 +1561,10 @@ class Postgres(Database):
             AND c.relname IN ('active_user_table', 'active_user', 'load_log')
         ORDER BY a.attnum"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
+    ELSEWHERE = """SELECT relnamespace::regnamespace FROM pg_class
+        WHERE relname = 'load_log' AND relkind = 'r' AND relpersistence = 'p'"""
+    FORBIDDEN = """SELECT name FROM unnest(ARRAY['active_user_table', 'active_user', 'load_log'])
+        AS name WHERE NOT has_table_privilege(name, 'INSERT')"""
     TYPES: Mapping[str, str] = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
     DIALECT = (
         (r" WITHOUT ROWID", ""),
@@ -1590,6 +1599,19 @@ class Postgres(Database):
 
     def execute(self, sql: str, *values: Any) -> Any:
         return self.connection.execute(sql.replace("?", "%s").encode(), values or None)
+
+    def columns(self) -> Columns:
+        """Those of the first tables on the search path; Refused if they are somewhere else."""
+        found = super().columns()
+        elsewhere = None if found else self.execute(self.ELSEWHERE).fetchone()
+        if elsewhere:
+            raise Refused(f"its tables are in schema {elsewhere[0]}, which search_path leaves out")
+        return found
+
+    def check_writable(self) -> None:
+        row = self.execute(self.FORBIDDEN).fetchone()
+        if row:
+            raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
     def create(self) -> None:
         text = schema()
@@ -2231,12 +2253,13 @@ def check_writable(path: str) -> None:
                 raise Refused(f"{place} can't be written; make it writable, or choose another")
 
 
-def check_database(target: str, rule: Rule) -> None:
+def check_database(target: str, rule: Rule, dry_run: bool) -> None:
     """Raise LoadError where a load is going to be refused, before the events are read."""
     schema()
     if is_postgres(target) or os.path.exists(target):
         with transaction(target) as db:
-            db.check(rule)
+            if db.check(rule) is not None and not dry_run:
+                db.check_writable()
 
 
 def new_scanner(
@@ -2445,7 +2468,7 @@ def main(
                 check_writable(output)
         if events:
             rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
-            check_database(db, rule)
+            check_database(db, rule, dry_run)
             bad = stack.enter_context(contextlib.closing(BadRecords(None if dry_run else rejects)))
             scanner = partial(new_scanner, rule, dates, replace, validate, keep=bad.file is not None)
             run = Run(events, rule, replace)
@@ -2474,4 +2497,4 @@ if IS_COMMAND:
         main()
     except OSError as error:  # of click's own output
         say(f"Error: {reason(error)}")
-        sys.exit(1)
+        sys.exit(2 if isinstance(error.__context__, click.UsageError) else 1)

@@ -410,7 +410,7 @@ CREATE TABLE load_log (
     anonymous_events BIGINT NOT NULL, bad_records BIGINT NOT NULL, added BIGINT NOT NULL);
 CREATE VIEW active_user_trend AS
     SELECT date, active_user_count, active_user_count AS weekly_active_users,
-        active_user_count AS monthly_active_users, 1.0000 AS stickiness, 1 AS days
+        active_user_count AS monthly_active_users, 1.0000 AS stickiness, 1::BIGINT AS days
     FROM active_user_table;
 INSERT INTO active_user VALUES ('2019-12-30', 'a'), ('2019-12-30', 'b');
 INSERT INTO active_user_table VALUES ('2019-12-30', 2);
@@ -567,7 +567,6 @@ def pooler(loader: PostgresLoader) -> Iterator[str]:
         f"[databases]\n* = host={host} port={server_port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
         f"listen_port = {port}\nauth_type = plain\nauth_file = {directory}/users\n"
         "pool_mode = transaction\ndefault_pool_size = 1\nunix_socket_dir =\n"
-        "max_prepared_statements = 0\n"
     )
     assert PGBOUNCER
     account: dict[str, Any] = {}
