@@ -119,10 +119,11 @@ def printable(text: str) -> str:
 
 
 def quotes_secret(text: str, name: str) -> bool:
-    """Whether a message holds a word of a URL that is not shown, but for the user of PostgreSQL."""
-    words = set(re.findall(r"\w{3,}", name)) - set(re.findall(r"\w{3,}", shown(name)))
+    """Whether a message holds a word of a URL that is not shown; of PostgreSQL's, a password's."""
+    hidden = [name]
     if is_postgres(name):
-        words -= set(re.findall(r"://(\w+)", name))
+        hidden = re.findall(r"(?<=:)[^:/@]*(?=@)|(?<=password=)[^&]*", name)
+    words = set(re.findall(r"\w{3,}", " ".join(hidden))) - set(re.findall(r"\w{3,}", shown(name)))
     return any(word in text for word in words)
 
 
@@ -136,6 +137,8 @@ def code_of(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """What an error says, in one line, with the remedy if one is known."""
     while error.__cause__:  # fsspec calls whatever an HTTP server says "not found"
+        if isinstance(error, FileNotFoundError) and getattr(error.__cause__, "status", 404) == 404:
+            break
         error = error.__cause__
     kind = type(error)
     primary = getattr(getattr(error, "diag", None), "message_primary", None)  # of PostgreSQL
@@ -1090,7 +1093,7 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
     import logging
     import warnings
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # of lost connections: tracebacks
+    logging.disable()  # of lost connections it logs tracebacks
     warnings.simplefilter("ignore")
     import distributed
 
@@ -1407,8 +1410,8 @@ class Database:
             except ValueError:
                 is_right = False
             if not is_right:
-                row = f"active_user_table has a row that is not a date and a count: {day!r}, {count!r}"
-                raise Refused(f"{row}; correct or delete it")
+                row = f"{day!r}, {count!r}; correct or delete it"
+                raise Refused(f"active_user_table has a row that is not a date and a count: {row}")
         return {str(day): count for day, count in rows}
 
     def upsert(self, table: str, row: dict[str, Any]) -> None:
@@ -1852,7 +1855,7 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     import textwrap
     import warnings
 
-    logging.getLogger("matplotlib").setLevel(logging.CRITICAL)  # caches and fonts: in cron's mail
+    logging.disable()  # about caches and fonts, which would be in cron's mail
     warnings.simplefilter("ignore")  # about a letter that its font lacks
     os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)  # whatever a notebook has set
     with contextlib.chdir("/"):  # a matplotlibrc of the working directory comes first
@@ -2470,7 +2473,8 @@ def main(
             rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
             check_database(db, rule, dry_run)
             bad = stack.enter_context(contextlib.closing(BadRecords(None if dry_run else rejects)))
-            scanner = partial(new_scanner, rule, dates, replace, validate, keep=bad.file is not None)
+            keep = bad.file is not None
+            scanner = partial(new_scanner, rule, dates, replace, validate, keep)
             run = Run(events, rule, replace)
             parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
             bar = stack.enter_context(progress_bar(progress, parts))
@@ -2497,4 +2501,4 @@ if IS_COMMAND:
         main()
     except OSError as error:  # of click's own output
         say(f"Error: {reason(error)}")
-        sys.exit(2 if isinstance(error.__context__, click.UsageError) else 1)
+        sys.exit(1)

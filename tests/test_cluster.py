@@ -154,7 +154,7 @@ def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, larg
         b"",
         f"Error: {cluster.address}: has no workers any more; start some and load again",
     )
-    assert all(line.startswith(f"{large}:") for line in bad)
+    assert [line for line in bad if not line.startswith(f"{large}:")] == []
     assert loader.content() == before
 
 
@@ -168,7 +168,7 @@ def test_a_cluster_whose_scheduler_is_lost(loader: Loader, cluster: Cluster, lar
     bad, error = messages(err)
     assert (load.returncode, out) == (1, b"")
     assert error.startswith(f"Error: {cluster.address}: ")
-    assert all(line.startswith(f"{large}:") for line in bad)
+    assert [line for line in bad if not line.startswith(f"{large}:")] == []
     assert not loader.db.exists()
 
 
@@ -187,7 +187,7 @@ def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
         out, err = load.communicate(timeout=60)
     bad, end = messages(err)
     assert (load.returncode, out, f"{end}\n".encode()) == (130, b"", INTERRUPTED)
-    assert all(line.startswith(f"{large}:") for line in bad)
+    assert [line for line in bad if not line.startswith(f"{large}:")] == []
     assert not loader.db.exists()
     # the cluster is free again
     assert loader.load("--cluster", cluster.address, SAMPLE)["lines"] == 1000
