@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import distributed
 import pytest
@@ -108,7 +109,7 @@ def test_a_cluster_changes_nothing(loader: Loader, cluster: Cluster, large: Path
     packed = loader.directory / loader.file(gzip.compress(SAMPLE.read_bytes() + b"bad"), "x.gz")
     for _ in range(2):
         cluster.worker()
-    results = []
+    results: list[tuple[Any, ...]] = []
     for options in ([], ["--cluster", cluster.address]):
         loader.db = loader.directory / f"{len(results)}.db"
         rejects = loader.directory / f"{len(results)}.rejects"
@@ -253,7 +254,8 @@ def test_no_range_is_left_out_while_there_are_no_workers(
 
     def nthreads(client: distributed.Client) -> dict[str, int]:
         calls.append(client)
-        return real(client) if len(calls) <= 2 else {}
+        some: dict[str, int] = real(client)  # type: ignore[no-untyped-call]
+        return some if len(calls) <= 2 else {}
 
     monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
     rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))

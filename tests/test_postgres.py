@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def running() -> Iterator[str]:
         "--no-sync",
     ]
     subprocess.run(
-        [*initdb, f"--pwfile={directory}/password"],
+        [*map(str, initdb), f"--pwfile={directory}/password"],
         check=True,
         capture_output=True,
         cwd="/",
@@ -580,7 +581,7 @@ def pooler(loader: PostgresLoader) -> Iterator[str]:
         account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         directory = place
     log = (directory / "log").open("wb")
-    command = [PGBOUNCER, directory / "ini"]
+    command = [str(PGBOUNCER), str(directory / "ini")]
     with subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **account) as process:
         try:
 
@@ -623,14 +624,17 @@ def test_no_statement_has_a_name(loader: PostgresLoader) -> None:
 # -- A live pipe
 
 
+def has_users(loader: PostgresLoader, number: int) -> bool:
+    return bool(loader.content()) and loader.table() == {"2019-12-30": number}
+
+
 def test_a_live_pipe_and_a_plot(loader: PostgresLoader) -> None:
     with start(loader, "-q", "--commit-every", 1, "-") as process:
         assert process.stdin
         for number in range(2):
             process.stdin.write(lines(event(f"{number}")))
             process.stdin.flush()
-            expected = {"2019-12-30": number + 1}
-            assert wait_for(lambda e=expected: loader.content() and loader.table() == e)
+            assert wait_for(partial(has_users, loader, number + 1))
         process.terminate()
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b"", b"")

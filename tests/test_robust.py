@@ -18,6 +18,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,7 @@ def test_two_signals_at_once(loader: Loader, good: Path, workers: int) -> None:
                 workers_of(process, workers)
             else:
                 position = Path(f"/proc/{process.pid}/fd")
-                assert wait_for(lambda p=position: reads(p, good))
+                assert wait_for(partial(reads, position, good))
             time.sleep(chance.uniform(0, 0.1))
             for number in chance.sample((signal.SIGINT, signal.SIGTERM), 2):
                 process.send_signal(number)
@@ -507,7 +508,8 @@ def test_rejects_are_appended(loader: Loader) -> None:
     good = ["--rejects", "rejects", SAMPLE]
     loader.load(*good)
     assert rejects.read_bytes() == b"an earlier one\n"
-    for number, args in enumerate((["--max-bad-records", 2], [], ["--dry-run"]), 1):
+    tries: list[list[object]] = [["--max-bad-records", 2], [], ["--dry-run"]]
+    for number, args in enumerate(tries, 1):
         done = loader.run("-q", *args, "--rejects", "rejects", bad)
         assert done.returncode == (0 if number == 1 else 1)
         expected = b"an earlier one\n" + b"bad\nworse\r\n" * min(number, 2)
