@@ -447,6 +447,8 @@ def time_zone(name: str) -> Any:
 
 def is_same_zone(name: str, other: str) -> bool:
     """Whether two names are of time zones that do the same, on each day from 1970 to 2037."""
+    if name == other:
+        return True
     one, two = time_zone(name), time_zone(other)
     times = (EPOCH + timedelta(days) for days in range(24_800))
     return one == two or all(
@@ -536,7 +538,7 @@ class Batch(Struct):
                 self.tally.out_of_range_events += len(users)
                 self.tally.too_early += len(users) * (day < FIRST_DATE)
                 continue
-            each = sorted({user for user in users if user})
+            each = sorted(filter(None, set(users)))
             for start in range(0, len(each), PIECE):
                 some = each[start : start + PIECE]
                 self.pieces.append((day, some[0], len(some), to_json(some)))
@@ -862,7 +864,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
         skipped = len(BOM) if length and is_start and buffer.startswith(BOM) else 0
         if length and is_start:
             head = bytes(buffer[skipped : min(filled, HEAD)])
-            for magic, name in FORMATS.items():
+            for magic, name in FORMATS.items() if not head.startswith(b'{"') else ():
                 if re.match(magic, head):
                     raise Refused(f"is {name}")
             is_start = False
@@ -1340,10 +1342,7 @@ class Database:
     def missing_columns(self) -> Columns | None:
         """What the tables lack since an earlier version made them; None if there are no tables yet.
         Raises Refused if they are not ours, or of a later version."""
-        with contextlib.closing(Sqlite("", 0)) as model:
-            model.create()
-            expected = model.columns()
-            latest = model.execute(model.VERSION).fetchone()[0]
+        expected, latest = expected_columns()
         present = self.columns()
         missing: Columns = {}
         for table, wanted in expected.items() if present else ():
@@ -1465,6 +1464,14 @@ class Database:
             row = {"date": day, "active_user_count": count.active_user_count}
             self.upsert("active_user_table", row)
         return count
+
+
+@lru_cache
+def expected_columns() -> tuple[Columns, int]:
+    """The columns of the tables of schema.sql, and its version."""
+    with contextlib.closing(Sqlite("", 0)) as model:
+        model.create()
+        return model.columns(), model.execute(model.VERSION).fetchone()[0]
 
 
 # -- SQLite and PostgreSQL -------------------------------------------------------------------------
