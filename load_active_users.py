@@ -1572,7 +1572,7 @@ class Postgres(Database):
         ORDER BY a.attnum"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
     ELSEWHERE = """SELECT relnamespace::regnamespace FROM pg_class
-        WHERE relname = 'load_log' AND relkind = 'r' AND relpersistence = 'p'"""
+        WHERE relname = 'load_log' AND relkind = 'r' AND NOT pg_table_is_visible(oid)"""
     FORBIDDEN = """SELECT name FROM unnest(ARRAY['active_user_table', 'active_user', 'load_log'])
         AS name WHERE NOT has_table_privilege(name, 'INSERT')"""
     TYPES: Mapping[str, str] = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
