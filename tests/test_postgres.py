@@ -288,6 +288,15 @@ def test_a_schema_that_comes_earlier(loader: PostgresLoader) -> None:
     assert sum(loader.table().values()) == 65
 
 
+def test_a_foreign_key_of_an_administrator(loader: PostgresLoader) -> None:
+    """Needs the count of a date before its users."""
+    loader.load(SAMPLE)
+    key = "FOREIGN KEY (date) REFERENCES active_user_table (date)"
+    loader.query(f"ALTER TABLE active_user ADD {key}")
+    report = loader.load(loader.file(lines(event("a", NOON + 9 * DAY))))
+    assert [(row["date"], row["added"]) for row in report["dates"]] == [("2020-01-08", 1)]
+
+
 def test_a_search_path_without_the_tables(loader: PostgresLoader) -> None:
     """Tables that are there, but not seen, are not made a second time."""
     loader.load(SAMPLE)
