@@ -479,7 +479,7 @@ def parse_dates(text: str | None, rule: Rule) -> Dates:
 # What a line means is said by Scanner.scan_line. Blocks of lines go a quicker way, which agrees
 # with it or gives up: whatever is in doubt goes line by line.
 
-NEWLINE, OPEN, CLOSE = b"\n{}"
+RETURN, NEWLINE, OPEN, CLOSE = b"\r\n{}"
 BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
@@ -595,12 +595,15 @@ class Scanner:
         """Add the whole lines in the first length bytes of a buffer to a batch."""
         stop = length - (buffer[length - 1] == NEWLINE)
         lines = stringzilla.count(buffer, b"\n", 0, stop) + 1
-        # Every line is framed as an object if all that is between them is "}\n{".
-        is_framed = buffer[0] == OPEN and buffer[stop - 1] == CLOSE
-        is_framed = is_framed and stringzilla.count(buffer, b"}\n{", 0, stop) == lines - 1
-        if is_framed and not self.has_escapes(buffer, stop, *self.doubtful_escapes, b"\\u0000"):
+        # Every line is framed as an object if all that is between them is "}\n{", or with CRLF.
+        is_crlf = buffer[stop - 1] == RETURN
+        last = stop - is_crlf
+        between = b"}\r\n{" if is_crlf else b"}\n{"
+        is_framed = buffer[0] == OPEN and buffer[last - 1] == CLOSE
+        is_framed = is_framed and stringzilla.count(buffer, between, 0, last) == lines - 1
+        if is_framed and not self.has_escapes(buffer, last, *self.doubtful_escapes, b"\\u0000"):
             try:
-                events = self.usual_events(buffer, stop, lines)
+                events = self.usual_events(buffer, last, lines)
                 engagement_events, users = self.rule.active_users(events)
                 self.is_dense = self.validate or engagement_events > lines // 2
                 batch.add(engagement_events, users)
@@ -666,7 +669,7 @@ class Scanner:
 
     def may_matter(self, record: bytes) -> bool:
         """Whether a line is to be decoded."""
-        is_found = self.rule.needle in record
+        is_found = stringzilla.find(record, self.rule.needle) >= 0
         return (
             self.validate
             or is_found
