@@ -137,7 +137,9 @@ def code_of(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """What an error says, in one line, with the remedy if one is known."""
     while error.__cause__:  # fsspec calls whatever an HTTP server says "not found"
-        if isinstance(error, FileNotFoundError) and getattr(error.__cause__, "status", 404) == 404:
+        is_answer = not isinstance(error.__cause__, OSError)
+        is_missing = getattr(error.__cause__, "status", 404) == 404
+        if isinstance(error, FileNotFoundError) and is_answer and is_missing:
             break
         error = error.__cause__
     kind = type(error)

@@ -926,7 +926,7 @@ def test_a_lock_held_for_too_long_is_a_clear_error(locked: Loader) -> None:
 def waits(loader: Loader, process: subprocess.Popen[bytes]) -> bool:
     """Whether a load has come to the database and waits for it."""
     fds = Path(f"/proc/{process.pid}/fd")
-    return bool(wait_for(lambda: str(loader.db) in map(os.readlink, fds.iterdir())))
+    return bool(wait_for(partial(reads, fds, loader.db)))
 
 
 def test_a_load_waits_its_turn_and_can_be_stopped_meanwhile(locked: Loader) -> None:
