@@ -1,10 +1,3 @@
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["click>=8.1,<9", "python-dateutil>=2.9,<5", "msgspec>=0.20,<1",
-#     "stringzilla>=5,<6", "isal>=1.7,<2", "backports.zstd>=1,<2; python_version < '3.14'",
-#     "tqdm>=4.66,<5", "matplotlib>=3.9,<4", "psycopg[binary]>=3.2,<4", "fsspec>=2025.1",
-#     "distributed>=2025.1"]
-# ///
 """Load the number of active users per day from analytics events (newline-delimited JSON) into SQL.
 
 The file reads in the order of an event's way: what an event is, when it counts, how lines are
@@ -41,11 +34,11 @@ import sqlite3
 import stat
 import time
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
-from typing import Annotated, Any, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import click
 import msgspec
@@ -54,9 +47,6 @@ from dateutil import tz
 from msgspec import Meta, Struct
 
 __version__ = "1.1.0"
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 # -- What can go wrong -----------------------------------------------------------------------------
@@ -95,8 +85,16 @@ REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
     "EMFILE": "allow more open files (ulimit -n)",
     "EAGAIN": "allow more processes (ulimit -u), or try fewer --workers",
 }
+MEANINGS = {  # of errors whose own words, which {} stands for, do not say enough
+    "^MemoryError": "out of memory; try fewer --workers, or a machine with more",
+    "^FileNotFoundError": "No such file or directory",
+    "start new thread": f"can't start a thread; {REMEDIES['EAGAIN']}",
+    "too much memory": "its zstd window is larger than 128 MiB; decompress it first: zstd -dc "
+    "--long=31",
+    "^(EOFError|BadGzipFile|IsalError|ZstdError)": "the compressed data is damaged or cut off "
+    "({}); fetch the file again",
+}
 PASSING = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
-DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")
 PLAIN = ("sqlite3", "psycopg", __name__)  # whose messages need no name of a class
 
 
@@ -111,11 +109,6 @@ def shown(name: str) -> str:
             place = "..." if "@" in "".join(query) else place.rpartition("@")[2]
         parts.append(f"{scheme}://{place}" if separator else part)
     return "::".join(parts)
-
-
-def printable(text: str) -> str:
-    """A text with its control characters escaped: no name and no datum can steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def quotes_secret(text: str, name: str) -> bool:
@@ -136,29 +129,22 @@ def code_of(error: BaseException) -> str:
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line, with the remedy if one is known."""
-    while error.__cause__:  # fsspec calls whatever an HTTP server says "not found"
-        is_answer = not isinstance(error.__cause__, OSError)
-        is_missing = getattr(error.__cause__, "status", 404) == 404
-        if isinstance(error, FileNotFoundError) and is_answer and is_missing:
+    while cause := error.__cause__:
+        # fsspec calls whatever an HTTP server says "not found"
+        is_missing = not isinstance(cause, OSError) and getattr(cause, "status", 404) == 404
+        if isinstance(error, FileNotFoundError) and is_missing:
             break
-        error = error.__cause__
+        error = cause
     kind = type(error)
     primary = getattr(getattr(error, "diag", None), "message_primary", None)  # of PostgreSQL
     text = str(primary or getattr(error, "strerror", None) or error) or kind.__name__
-    text = " ".join(text.split())
-    if isinstance(error, MemoryError):
-        return "out of memory; try fewer --workers, or a machine with more"
-    if isinstance(error, FileNotFoundError):
-        return "No such file or directory"
-    if "start new thread" in text:
-        return f"can't start a thread; {REMEDIES['EAGAIN']}"
-    if "too much memory" in text:  # of zstd
-        return "its zstd window is larger than 128 MiB; decompress it first: zstd -dc --long=31"
-    if kind.__name__ in DAMAGED:
-        return f"the compressed data is damaged or cut off ({text}); fetch the file again"
+    text = " ".join(text.split())[:500]
+    for sign, meaning in MEANINGS.items():
+        if re.search(sign, f"{kind.__name__}: {text}"):
+            return meaning.format(text)
     if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN)):
         text = f"{kind.__name__}: {text}"
-    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: shown(url[0]), text[:500])
+    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: shown(url[0]), text)
     remedy = REMEDIES.get(code_of(error))
     return f"{text}; {remedy}" if remedy else text
 
@@ -172,14 +158,20 @@ def about(what: str | Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:
         name = what if isinstance(what, str) else what()
-        families = {base.__name__ for base in type(error).__mro__}
-        is_postgres = type(error).__module__.startswith("psycopg")
-        is_passing = is_postgres and families & {"OperationalError", "InterfaceError"}
-        kind = Unavailable if is_passing or code_of(error) in PASSING else LoadError
         text = reason(error).replace(name, shown(name))
         if quotes_secret(text, name):
             text = f"{type(error).__name__} (what it says quotes the URL, which may be secret)"
+        families = {base.__name__ for base in type(error).__mro__}
+        is_lost = type(error).__module__.startswith("psycopg") and (
+            not families.isdisjoint(("OperationalError", "InterfaceError"))
+        )
+        kind = Unavailable if is_lost or code_of(error) in PASSING else LoadError
         raise kind(f"{shown(name)}: {text}") from None
+
+
+def printable(text: str) -> str:
+    """A text with its control characters escaped: no name and no datum can steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(text: str) -> None:
@@ -188,10 +180,6 @@ def say(text: str) -> None:
     with contextlib.suppress(OSError):
         with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
             click.echo(printable(text), err=True)
-
-
-def to_json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 # -- The event -------------------------------------------------------------------------------------
@@ -209,7 +197,7 @@ MAX_USER = 512  # bytes
 KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
-class ParameterValue(Struct, gc=False):
+class ParameterValue(Struct, gc=False, frozen=True):
     """The value of an event parameter. Of its types only the integer matters."""
 
     int_value: int | str | None = None
@@ -219,7 +207,7 @@ class Parameter(Struct, gc=False):
     """An element of event_params."""
 
     key: str | None = None
-    value: ParameterValue | None = None
+    value: ParameterValue = ParameterValue()
 
 
 class Event(Struct, gc=False):
@@ -230,58 +218,37 @@ class Event(Struct, gc=False):
 
     event_name: str | None = None
     event_timestamp: int | str | None = None
-    event_params: list[Parameter] | None = None
+    event_params: list[Parameter] = []
     user_pseudo_id: Annotated[str, Meta(max_length=MAX_USER // 4)] | None = None
 
 
-class AnyObject(Struct):
-    """Any JSON object: its syntax is checked, its fields are not looked at."""
-
-
 usual_event = msgspec.json.Decoder(Event)
-any_object = msgspec.json.Decoder(AnyObject)
+any_object = msgspec.json.Decoder(dict[str, msgspec.Raw])  # checks the syntax, and no field
 to_users = msgspec.json.Decoder(list[str]).decode
 
 
-def integer(value: Any, field: str) -> int:
+def to_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def field(record: Any, name: str, kind: type, path: str = "") -> Any:
+    """A field of a JSON object, which may be null or absent. Raises BadRecord."""
+    if type(record) is not dict:
+        raise BadRecord(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
+    value = record.get(name)
+    if value is not None and type(value) is not kind:
+        raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
+    return value
+
+
+def integer(value: Any, name: str) -> int:
     """The integer that a field holds, as a JSON number or string. Raises BadRecord."""
     if type(value) is int:
         return value
     if type(value) is str and value.isascii() and value.removeprefix("-").isdigit():
-        try:
+        with contextlib.suppress(ValueError):  # more digits than Python converts
             return int(value)
-        except ValueError:  # more digits than Python converts
-            pass
-    raise BadRecord(f"{field} is not an integer: {to_json(value)[:60]}")
-
-
-def unusual_event(record: dict[str, Any], needs_time: bool) -> Event | None:
-    """The engagement event that a JSON object is, with fields of any type; None if it needs an
-    engagement time and has none. Raises BadRecord."""
-
-    def field(record: Any, name: str, kind: type, path: str = "") -> Any:
-        if type(record) is not dict:
-            raise BadRecord(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
-        value = record.get(name)
-        if value is not None and type(value) is not kind:
-            raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
-        return value
-
-    items = list(enumerate(field(record, "event_params", list) or ()))
-    keys = [field(item, "key", str, f"event_params[{index}].") for index, item in items]
-    if needs_time and ENGAGEMENT_TIME not in keys:
-        return None
-    parameters = []
-    for (index, item), key in zip(items, keys, strict=True):
-        value = field(item, "value", dict, f"event_params[{index}].") or {}
-        msec = value.get("int_value") if key == ENGAGEMENT_TIME else None
-        number = None if msec is None else integer(msec, ENGAGEMENT_TIME)
-        parameters.append(Parameter(key, ParameterValue(number)))
-    user = field(record, "user_pseudo_id", str)
-    if user and len(user.encode()) > MAX_USER:
-        raise BadRecord(f"user_pseudo_id is longer than {MAX_USER} bytes")
-    timestamp = integer(record.get("event_timestamp"), "event_timestamp")
-    return Event(record.get("event_name"), timestamp, parameters, user)
+    raise BadRecord(f"{name} is not an integer: {to_json(value)[:60]}")
 
 
 # -- The rule --------------------------------------------------------------------------------------
@@ -293,16 +260,16 @@ FIRST_DATE = "2000-01-01"
 VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
 Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
 Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
-Users = dict[str, list[str | None]]  # of active events, by date
+Users = dict[str, list[str | None]]  # by date, of the active events; None or empty: anonymous
 
 
-class Memo(dict[K, V], Generic[K, V]):
-    """A function of one argument that remembers up to 65,536 results, at the speed of a dict."""
+class Memo(dict[str | None, Any]):
+    """A function of a text that remembers up to 65,536 results, at the speed of a dict."""
 
-    def __init__(self, function: Callable[[K], V]) -> None:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def __missing__(self, key: K) -> V:
+    def __missing__(self, key: str | None) -> Any:
         if len(self) >= 65_536:
             self.clear()
         value = self[key] = self.function(key)
@@ -317,97 +284,112 @@ class Rule:
     ValueError for an unknown time zone.
     """
 
-    def __init__(
-        self, timezone: str, names: Iterable[str], minimum_msec: int, globs: Iterable[str]
-    ) -> None:
+    def __init__(self, *terms: Any) -> None:
         from fnmatch import translate
 
-        self.terms: Terms = (timezone, sorted_set(names), minimum_msec, sorted_set(globs))
+        timezone, names, self.minimum_msec, globs = terms
+        names, globs = tuple(sorted({*names})), tuple(sorted({*globs}))
+        self.terms: Terms = (timezone, names, self.minimum_msec, globs)
         self.zone = time_zone(timezone)
-        self.names = frozenset(self.terms[1])
-        self.has_any_name = "*" in self.names
         # The events of a single name are found by that; others only if they hold the parameter.
-        only = re.fullmatch(r"[A-Za-z0-9_]+", "\0".join(self.names))
-        self.has_one_name = only is not None
+        only = re.fullmatch(r"[A-Za-z0-9_]+", "\0".join(names))
+        self.needs_time = only is None
         self.needle = (only[0] if only else ENGAGEMENT_TIME).encode()
-        matches = re.compile("|".join(map(translate, self.terms[3]))).match
-        self.role_of = Memo[str | None, int](
+        # Most escapes are those of <, > and &. These can spell the needle.
+        self.escapes = tuple({b"\\u00%x" % (letter >> 4) for letter in self.needle})
+        matches = re.compile("|".join(map(translate, globs))).match
+        self.role_of = Memo(
             lambda key: (
-                VALUABLE * bool(key is not None and matches(key))
-                | HAS_TIME * (key == ENGAGEMENT_TIME)
+                VALUABLE * (key is not None and matches(key) is not None)
+                + HAS_TIME * (key == ENGAGEMENT_TIME)
             )
         )
-        self.date_of_stretch = Memo[str, str](self.date_throughout)
+        self.date_of_stretch = Memo(self.date_throughout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rule_of, self.terms  # which keeps what it remembers, on a cluster
 
     def is_named(self, name: Any) -> bool:
         """Whether events of a name can make a user active."""
-        return self.has_any_name or (type(name) is str and name in self.names)
+        return "*" in self.terms[1] or (type(name) is str and name in self.terms[1])
 
-    def is_engagement(self, event: Event) -> bool:
-        """Whether an event can make a user active, by its name and what it holds."""
-        keys = (parameter.key for parameter in event.event_params or ())
-        return self.is_named(event.event_name) and (self.has_one_name or ENGAGEMENT_TIME in keys)
+    def reading(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
+        """The date and the user of an engagement event, and whether that is active; None of another
+        event. Raises BadRecord."""
+        if not self.is_named(event.get("event_name")):
+            return None
+        parameters = list(enumerate(field(event, "event_params", list) or ()))
+        keys = [field(item, "key", str, f"event_params[{index}].") for index, item in parameters]
+        if self.needs_time and ENGAGEMENT_TIME not in keys:
+            return None
+        msecs = []
+        for index, item in parameters:
+            value = field(item, "value", dict, f"event_params[{index}].") or {}
+            if keys[index] == ENGAGEMENT_TIME and value.get("int_value") is not None:
+                msecs.append(integer(value["int_value"], ENGAGEMENT_TIME))
+        user = field(event, "user_pseudo_id", str)
+        if user and len(user.encode()) > MAX_USER:
+            raise BadRecord(f"user_pseudo_id is longer than {MAX_USER} bytes")
+        if user and "\0" in user:
+            raise BadRecord("user_pseudo_id has a NUL character")
+        day = self.date_at(integer(event.get("event_timestamp"), "event_timestamp"))
+        is_engaged = any(msec >= self.minimum_msec for msec in msecs)
+        return day, user, is_engaged and any(self.role_of[key] & VALUABLE for key in keys)
 
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
-        """The number of engagement events among some events, and the users of the active ones: one
-        for each event, None or empty where it has none. Raises BadRecord."""
-        names = self.names
-        has_any_name = self.has_any_name
-        has_one_name = self.has_one_name
-        minimum_msec = self.terms[2]
-        role_of = self.role_of
-        date_of_stretch = self.date_of_stretch
-        engagement_events = 0
-        users: Users = {}
+        """The number of engagement events among some events, and the users of the active ones: what
+        reading says of each, all at once. Raises whatever, where it can't tell as quickly."""
+        names, role_of, needs_time = self.terms[1], self.role_of, self.needs_time
+        has_any_name = "*" in names
+        times: list[Any] = []
+        msecs: list[Any] = []
+        valuable = []
+        pseudo_ids = []
         for event in events:
             if not has_any_name and event.event_name not in names:
                 continue
-            is_engaged = is_valuable = False
-            is_engagement = has_one_name
-            for parameter in event.event_params or ():
+            msec = None
+            is_valuable = False
+            for parameter in event.event_params:
                 role = role_of[parameter.key]
-                if not role:
+                if role:
+                    is_valuable = is_valuable or role != HAS_TIME
+                    if role != VALUABLE:
+                        if msec is not None or parameter.value.int_value is None:
+                            raise BadRecord("has not one engagement time")
+                        msec = parameter.value.int_value
+            if msec is None:
+                if needs_time:
                     continue
-                if role & VALUABLE:
-                    is_valuable = True
-                if role & HAS_TIME:
-                    is_engagement = True
-                    msec = parameter.value.int_value if parameter.value is not None else None
-                    if type(msec) is str and len(msec) < 19 and msec.isdigit() and msec.isascii():
-                        is_engaged = is_engaged or int(msec) >= minimum_msec
-                    elif msec is not None:
-                        is_engaged = integer(msec, ENGAGEMENT_TIME) >= minimum_msec or is_engaged
-            if not is_engagement:
-                continue
-            time = event.event_timestamp
-            if type(time) is str and len(time) == 16 and time.isdigit() and time.isascii():
-                stretch = time[:-9]
-            else:
-                time = integer(time, "event_timestamp")
-                stretch = str(time // STRETCH)
-            day = date_of_stretch[stretch] or self.local_time(int(time)).date().isoformat()
-            engagement_events += 1
-            if is_engaged and is_valuable:
-                if day in users:
-                    users[day].append(event.user_pseudo_id)
-                else:
-                    users[day] = [event.user_pseudo_id]
-        return engagement_events, users
+                msec = "0"
+                is_valuable = False
+            times.append(event.event_timestamp)
+            msecs.append(msec)
+            valuable.append(is_valuable)
+            pseudo_ids.append(event.user_pseudo_id)
+        times = list(map(str, times))
+        sizes = set(map(len, times))
+        digits = "".join([*times, *map(str, msecs)])
+        if times and not (digits.isascii() and digits.isdigit() and sizes <= {*range(10, 17)}):
+            raise BadRecord("has an unusual number")
+        users: Users = defaultdict(list)
+        found = zip(times, msecs, valuable, pseudo_ids, strict=True)
+        for timestamp, msec, is_valuable, user in found:
+            if int(msec) >= self.minimum_msec and is_valuable:
+                day = self.date_of_stretch[timestamp[:-9]] or self.date_at(int(timestamp))
+                users[day].append(user)
+        return len(times), users
 
     def date_throughout(self, stretch: str) -> str:
-        """The date of a whole stretch of 1000 seconds since 1970 UTC; empty if it holds a midnight,
-        a change of the clocks or an end of the calendar. So one conversion does for all of it."""
+        """The date of a whole stretch of 1000 seconds since 1970 UTC; empty if it holds a midnight
+        or a change of the clocks. So one conversion does for all of it."""
         start = int(stretch) * STRETCH
-        try:
-            first = self.local_time(start)
-            last = self.local_time(start + STRETCH - 1)
-        except BadRecord:
-            return ""
+        first, last = self.local_time(start), self.local_time(start + STRETCH - 1)
         same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
         return first.date().isoformat() if same else ""
+
+    def date_at(self, timestamp: int) -> str:
+        return self.local_time(timestamp).date().isoformat()
 
     def local_time(self, timestamp: int) -> datetime:
         """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and
@@ -423,10 +405,6 @@ class Rule:
         except (OverflowError, ValueError):
             what = f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
             raise BadRecord(what) from None
-
-
-def sorted_set(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(texts)))
 
 
 @lru_cache(maxsize=8)
@@ -449,11 +427,9 @@ def time_zone(name: str) -> Any:
 
 def is_same_zone(name: str, other: str) -> bool:
     """Whether two names are of time zones that do the same, on each day from 1970 to 2037."""
-    if name == other:
-        return True
     one, two = time_zone(name), time_zone(other)
     times = (EPOCH + timedelta(days) for days in range(24_800))
-    return one == two or all(
+    return name == other or all(
         time.astimezone(one).utcoffset() == time.astimezone(two).utcoffset() for time in times
     )
 
@@ -486,7 +462,6 @@ BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
-MAX_SIZE = sys.maxsize
 PIECE = 1024  # users in one JSON array
 SHOWN = 20  # bad records of a load to report in full
 Piece = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
@@ -526,10 +501,7 @@ class Batch(Struct):
         """Add what Rule.active_users found."""
         self.tally.engagement_events += engagement_events
         for day, some in users.items():
-            if day in self.users:
-                self.users[day] += some
-            else:
-                self.users[day] = some
+            self.users.setdefault(day, []).extend(some)
 
     def close(self, dates: Dates) -> Batch:
         """Make pieces of the users on some dates, and tally the others."""
@@ -540,7 +512,8 @@ class Batch(Struct):
                 self.tally.out_of_range_events += len(users)
                 self.tally.too_early += len(users) * (day < FIRST_DATE)
                 continue
-            each = sorted(filter(None, set(users)))
+            named = list(filter(None, users))
+            each = list(dict.fromkeys(map(named.__getitem__, stringzilla.Strs(named).argsort())))
             for start in range(0, len(each), PIECE):
                 some = each[start : start + PIECE]
                 self.pieces.append((day, some[0], len(some), to_json(some)))
@@ -548,27 +521,16 @@ class Batch(Struct):
         return self
 
 
-class Scanner:
+class Scanner(Struct):
     """Turns a range into batches of what counts under a rule on some dates. With validate every
     line is decoded; with keep every bad record is kept whole."""
 
-    def __init__(
-        self,
-        rule: Rule,
-        dates: Dates,
-        validate: bool = False,
-        keep: bool = False,
-        block_size: int = BLOCK,
-    ) -> None:
-        self.rule = rule
-        self.dates = dates
-        self.validate = validate
-        self.keep = keep
-        self.block_size = block_size
-        # Most escapes are those of <, > and &. These can spell the needle.
-        letters = {b"\\u00%x" % (letter >> 4) for letter in rule.needle}
-        self.doubtful_escapes = sorted(letters)
-        self.is_dense = validate  # whether most lines are decoded
+    rule: Rule
+    dates: Dates
+    validate: bool = False
+    keep: bool = False
+    block_size: int = BLOCK
+    is_dense: bool = False  # whether most lines were engagement events
 
     def __call__(self, part: Range) -> Iterator[Batch]:
         """Yield the batches of a range, one for some 32 MiB of lines. Raises LoadError."""
@@ -603,16 +565,13 @@ class Scanner:
         between = b"}\r\n{" if is_crlf else b"}\n{"
         is_framed = buffer[0] == OPEN and buffer[last - 1] == CLOSE
         is_framed = is_framed and stringzilla.count(buffer, between, 0, last) == lines - 1
-        if is_framed and not self.has_escapes(buffer, last, *self.doubtful_escapes, b"\\u0000"):
-            try:
-                events = self.usual_events(buffer, last, lines)
-                engagement_events, users = self.rule.active_users(events)
-                self.is_dense = self.validate or engagement_events > lines // 2
+        if is_framed and not self.has_escape(buffer, last, b"\\u0000"):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                engagement_events, users = self.rule.active_users(self.events(buffer, last, lines))
+                self.is_dense = engagement_events > lines // 2
                 batch.add(engagement_events, users)
                 batch.tally.lines += lines
                 return
-            except (ValueError, RecursionError):
-                pass  # the plain reading finds out which line it is
         start = 0
         for _ in range(lines):
             end = buffer.find(b"\n", start, stop)
@@ -629,79 +588,61 @@ class Scanner:
                 batch.tally.blank_lines += 1
             elif record[0] != OPEN or record[-1] != CLOSE:
                 raise BadRecord("is not a JSON object, {...}: one event per line is expected")
-            elif self.may_matter(record):
-                event = self.engagement_event(record)
-                batch.add(*self.rule.active_users([event] if event else []))
+            elif (
+                self.validate
+                or stringzilla.find(record, self.rule.needle) >= 0
+                or self.has_escape(record, len(record))
+            ):
+                found = self.rule.reading(parsed(record))
+                if found:
+                    day, user, is_active = found
+                    batch.add(1, {day: [user]} if is_active else {})
         except BadRecord as error:
             batch.tally.bad_records += 1
             if self.keep or len(batch.bad) < SHOWN:
                 batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
-    def engagement_event(self, record: bytes) -> Event | None:
-        """The event of a JSON object, or None if its name is another. Raises BadRecord."""
-        event: Event | None
-        try:
-            text = str(record, "utf-8")
-            event = usual_event.decode(text)
-        except UnicodeDecodeError as error:
-            raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
-        except msgspec.ValidationError:
-            event = self.unusual_event(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(str(error)) from None
-        if event is None or not self.rule.is_engagement(event):
-            return None
-        if "\0" in (event.user_pseudo_id or ""):
-            raise BadRecord("user_pseudo_id has a NUL character")
-        return event
-
-    def unusual_event(self, text: str) -> Event | None:
-        """Like engagement_event, where a field is of another type than usual. Types matter in
-        engagement events only, and of a field given twice the last one counts."""
-        import json
-
-        try:
-            any_object.decode(text)  # is stricter than json
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(str(error)) from None
-        if not self.rule.is_named(record.get("event_name")):
-            return None
-        return unusual_event(record, not self.rule.has_one_name)
-
-    def may_matter(self, record: bytes) -> bool:
-        """Whether a line is to be decoded."""
-        is_found = stringzilla.find(record, self.rule.needle) >= 0
-        return (
-            self.validate
-            or is_found
-            or self.has_escapes(record, len(record), *self.doubtful_escapes)
-        )
-
-    def has_escapes(self, text: bytes | bytearray, stop: int, *escapes: bytes) -> bool:
-        """Whether a text has one of some escapes; most texts have no backslash at all."""
+    def has_escape(self, text: bytes | bytearray, stop: int, *escapes: bytes) -> bool:
+        """Whether a text has an escape that can spell the needle, or one of some others; most texts
+        have no backslash at all."""
+        escapes += self.rule.escapes
         return text.find(b"\\", 0, stop) >= 0 and any(
             stringzilla.find(text, escape, 0, stop) >= 0 for escape in escapes
         )
 
-    def usual_events(self, buffer: bytearray, stop: int, lines: int) -> list[Event]:
+    def events(self, buffer: bytearray, stop: int, lines: int) -> list[Event]:
         """The events of the lines that hold the needle, or of all lines where most of them do.
         Raises ValueError or RecursionError if one is unusual in any way."""
-        view = memoryview(buffer)
-        needle = self.rule.needle
-        found = [view[:stop]] if self.is_dense else []
-        at = MAX_SIZE if self.is_dense else stringzilla.find(buffer, needle, 0, stop)
-        while 0 <= at < stop:
-            start = buffer.rfind(b"\n", 0, at) + 1
-            end = buffer.find(b"\n", at, stop)
-            end = stop if end < 0 else end
-            found.append(view[start:end])
-            at = stringzilla.find(buffer, needle, end, stop)
-        wanted = lines if self.is_dense else len(found)
+        view = memoryview(buffer)[:stop]
+        wants_all = self.is_dense or self.validate
+        found = [view] if wants_all else []
+        if not wants_all:
+            at = stringzilla.find(buffer, self.rule.needle, 0, stop)
+            while 0 <= at < stop:
+                start = buffer.rfind(b"\n", 0, at) + 1
+                end = buffer.find(b"\n", at, stop)
+                end = stop if end < 0 else end
+                found.append(view[start:end])
+                at = stringzilla.find(buffer, self.rule.needle, end, stop)
         events = usual_event.decode_lines(str(b"\n".join(found), "utf-8"))
-        if len(events) != wanted:
+        if len(events) != (lines if wants_all else len(found)):
             raise BadRecord("there are two objects on a line")
         return events
+
+
+def parsed(record: bytes) -> dict[str, Any]:
+    """A JSON object, of whose fields given twice the last one counts. Raises BadRecord."""
+    import json
+
+    try:
+        text = str(record, "utf-8")
+        any_object.decode(text)  # is stricter than json
+        value: dict[str, Any] = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(str(error)) from None
+    return value
 
 
 # -- Sources ---------------------------------------------------------------------------------------
@@ -710,6 +651,7 @@ class Scanner:
 # of whole lines.
 
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
+MAX_SIZE = sys.maxsize
 HEAD = 512  # bytes by which another format is known
 AHEAD = 8 << 20  # bytes to ask a URL for at once
 GZIP = b"\x1f\x8b"
@@ -749,14 +691,14 @@ class Range(Struct, frozen=True):
 
 
 class Pipe(io.RawIOBase):
-    """A file that is read from beginning to end, of which the first bytes can be looked at, and
-    tell() is what was read."""
+    """A file that is read from beginning to end, whose first bytes can be looked at; tell() is what
+    was read."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
         self.position = 0
         self.head: bytes = b""
-        while len(self.head) < 64 and (some := file.read(64 - len(self.head))):
+        while len(self.head) < 4 and (some := file.read(4 - len(self.head))):
             self.head += some
 
     def readable(self) -> bool:
@@ -815,8 +757,7 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
         stream: Any = io.BytesIO(part.data)
         yield stream, stream, len(part.data)
         return
-    with contextlib.ExitStack() as stack:
-        file, head = stack.enter_context(opened_source(part.source))
+    with opened_source(part.source) as (file, head):
         if part.version and part.version != version(part.source, file):
             raise Refused(REPLACED)
         if part.end is not None:
@@ -824,21 +765,25 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
             length = line_start(file, part.end) - start
             file.seek(start)
             yield file, file, length
-            return
-        stream = file
-        if head and head.startswith(GZIP):
-            from isal import igzip
+        elif head and head.startswith((GZIP, *ZSTD)):
+            with decompressed(io.BufferedReader(file, BLOCK), head) as stream:
+                yield stream, file, MAX_SIZE
+        else:
+            yield file, file, MAX_SIZE
 
-            reader: Any = io.BufferedReader(file, BLOCK)
-            stream = stack.enter_context(igzip.IGzipFile(fileobj=reader))  # type: ignore[no-untyped-call]
-        elif head and head.startswith(ZSTD):
-            if sys.version_info >= (3, 14):
-                from compression import zstd
-            else:
-                from backports import zstd
 
-            stream = stack.enter_context(zstd.ZstdFile(io.BufferedReader(file, BLOCK)))
-        yield stream, file, MAX_SIZE
+def decompressed(file: Any, head: bytes) -> Any:
+    """What a compressed file holds, as a binary file."""
+    if head.startswith(GZIP):
+        from isal import igzip
+
+        return igzip.IGzipFile(fileobj=file)  # type: ignore[no-untyped-call]
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+
+    return zstd.ZstdFile(file)
 
 
 def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
@@ -854,9 +799,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
         if held > MAX_LINE:
             raise Refused(TOO_LONG)
         if held + size > len(buffer):
-            longer = bytearray(min(2 * len(buffer), MAX_LINE + 2 * size))
-            longer[:held] = memoryview(buffer)[:held]
-            buffer = longer
+            buffer = buffer[:held].ljust(min(2 * len(buffer), MAX_LINE + 2 * size), b"\0")
         count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
         if not count and is_bounded:
             raise Refused(CUT_SHORT)
@@ -866,19 +809,24 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
             held = filled
             continue
         length = buffer.rfind(b"\n", 0 if is_start else held, filled) + 1 if left else filled
-        skipped = len(BOM) if length and is_start and buffer.startswith(BOM) else 0
-        if length and is_start:
-            head = bytes(buffer[skipped : min(filled, HEAD)])
-            for magic, name in FORMATS.items() if not head.startswith(b'{"') else ():
-                if re.match(magic, head):
-                    raise Refused(f"is {name}")
+        if is_start and length:
             is_start = False
-        if skipped:
-            buffer[: length - skipped] = buffer[skipped:length]
-        if length > skipped:
-            yield buffer, length - skipped
+            if buffer.startswith(BOM):
+                del buffer[: len(BOM)]
+                length -= len(BOM)
+                filled -= len(BOM)
+            check_format(bytes(buffer[: min(filled, HEAD)]))
+        if length:
+            yield buffer, length
         buffer[: filled - length] = buffer[length:filled]
         held = filled - length
+
+
+def check_format(head: bytes) -> None:
+    """Raise Refused for the first bytes of a file that is no newline-delimited JSON."""
+    for magic, name in FORMATS.items():
+        if re.match(magic, head):
+            raise Refused(f"is {name}")
 
 
 def line_start(stream: Any, offset: int) -> int:
@@ -913,10 +861,10 @@ def expanded(events: Iterable[str]) -> list[str]:
     """Some EVENTS, with the files that a URL with wildcards stands for. Raises LoadError."""
     sources = []
     for source in events:
+        if "://" not in source or source.startswith("http") or not set("*?[") & set(source):
+            sources.append(source)
+            continue
         with about(source):
-            if "://" not in source or source.startswith("http") or not set("*?[") & set(source):
-                sources.append(source)
-                continue
             system, path = file_system(source)
             found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
             if not found:
@@ -939,7 +887,7 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
                 parts.append(Range(source))  # a pipe is opened once only
                 continue
             with opened_source(source) as (file, head):
-                end = os.fstat(file.fileno()).st_size if not is_url else getattr(file, "size", None)
+                end = getattr(file, "size", None) if is_url else os.fstat(file.fileno()).st_size
                 token = version(source, file)
             if head is not None or end is None:
                 parts.append(Range(source, version=token, size=end or 0))
@@ -949,6 +897,36 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
                 length = min(step, end - start)
                 parts.append(Range(source, start, start + length, token, size=length))
     return parts
+
+
+def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
+    """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
+    moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
+    if "://" in source or os.path.isfile(source):
+        yield from itertools.takewhile(lambda _: not stopped, ranges([source], BATCH))
+        return
+    # Without blocking: it may be long until a named pipe is opened at its other end.
+    descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0, closefd=source != "-"):
+        held = bytearray()
+        start = 0
+        while not stopped:
+            chunk = None
+            if select.select([descriptor], [], [], TICK)[0]:
+                chunk = os.read(descriptor, 1 << 20)
+                length = len(held) + chunk.rfind(b"\n") + 1 if b"\n" in chunk or not chunk else 0
+                held += chunk
+                if length:
+                    yield Range(source, start, data=bytes(held[:length]))
+                    start += length
+                    del held[:length]
+                if len(held) > MAX_LINE:
+                    raise Refused(TOO_LONG)
+            if chunk == b"":
+                return
+            yield None
+        if held:
+            say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
 
 
 # -- Scanning ranges, here or elsewhere ------------------------------------------------------------
@@ -1012,15 +990,14 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
         first = next(rest)  # here in a thread; what is more than a worker may hold, in its turn
         return itertools.chain(first, itertools.chain.from_iterable(rest))
 
-    with worker_processes(workers, scan) as connections:
-        for connection in connections:
-            idle.put(connection)
+    with about("scanning processes"), worker_processes(workers, scan) as connections:
         block = signal.pthread_sigmask, (signal.SIG_BLOCK, STOPS)  # signals are the main thread's
         executor = ThreadPoolExecutor(workers, "scan", *block)
         try:
-            with about("scanning processes"):
-                submit = lambda part: executor.submit(ask, part).result  # noqa: E731
-                yield from in_order(parts, submit, PER_WORKER * workers)
+            for connection in connections:
+                idle.put(connection)
+            submit = lambda part: executor.submit(ask, part).result  # noqa: E731
+            yield from in_order(parts, submit, PER_WORKER * workers)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             for connection in connections:  # for threads that wait: the processes end
@@ -1030,26 +1007,25 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
 @contextlib.contextmanager
 def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
     """Processes that scan meanwhile, as connections to them."""
+    import multiprocessing
+
+    # A fork starts at once and shares what is imported; beyond Linux it is unsafe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     connections: list[Any] = []
     processes: list[Any] = []
     try:
-        with about("scanning processes"):
-            import multiprocessing
-
-            # A fork starts at once and shares what is imported; beyond Linux it is unsafe.
-            method = "fork" if sys.platform == "linux" else None
-            context: Any = multiprocessing.get_context(method)
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
-            try:
-                for _ in range(number):
-                    ours, theirs = context.Pipe()
-                    connections.append(ours)
-                    process = context.Process(target=work, args=(theirs, scan), daemon=True)
-                    process.start()
-                    processes.append(process)
-                    theirs.close()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
+        try:
+            for _ in range(number):
+                ours, theirs = context.Pipe()
+                inherited = [*connections, ours] if sys.platform == "linux" else []
+                process = context.Process(target=work, args=(theirs, scan, inherited), daemon=True)
+                connections.append(ours)
+                process.start()
+                processes.append(process)
+                theirs.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield connections
     finally:
         for process in processes:
@@ -1058,40 +1034,32 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
             process.join()
 
 
-def work(connection: Any, scan: Scanner) -> None:
-    """Scan the ranges that come over a connection; answer each with some lists of batches, or with
-    a LoadError, each with whether it is the last."""
-    import multiprocessing
-    import threading
-
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent:
-            parent.join()
-        os._exit(1)
-
+def work(connection: Any, scan: Scanner, inherited: list[Any]) -> None:
+    """Scan the ranges that come over a connection, until its other end is closed; answer each with
+    some lists of batches, or with a LoadError, each with whether it is the last."""
+    for other in inherited:  # so that the parent's ends are closed when it ends
+        other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    try:
-        threading.Thread(target=end_with_parent, daemon=True).start()
-    except RuntimeError as error:
-        connection.send((LoadError(f"scanning processes: {reason(error)}"), True))
-        return
-    while True:
-        batches: list[Batch] = []
-        held = 0
-        try:
-            for batch in scan(connection.recv()):
-                batches.append(batch)
-                held += sum(len(users) for *_, users in batch.pieces)
-                held += sum(len(record) for *_, record in batch.bad)
-                if held > HELD:  # less than that the parent holds until its turn
-                    connection.send((batches, False))
-                    batches, held = [], 0
-            connection.send((batches, True))
-        except LoadError as error:
-            connection.send((error, True))
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            part = connection.recv()
+            batches: list[Batch] = []
+            held = 0
+            try:
+                for batch in scan(part):
+                    batches.append(batch)
+                    held += sum(len(users) for *_, users in batch.pieces)
+                    held += sum(len(record) for *_, record in batch.bad)
+                    if held > HELD:  # less than that the parent holds until its turn
+                        connection.send((batches, False))
+                        batches, held = [], 0
+                    if connection.poll():  # the parent is gone: it asks no more before the answer
+                        return
+                connection.send((batches, True))
+            except LoadError as error:
+                connection.send((error, True))
 
 
 def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
@@ -1104,13 +1072,13 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
     warnings.simplefilter("ignore")
     import distributed
 
+    name = shown(address)
     with about(address), contextlib.ExitStack() as stack:
-        name = shown(address)
         try:
             client = stack.enter_context(distributed.Client(address, timeout=10))
         except (OSError, ValueError):
             what = "no Dask scheduler answers there; check the address and that it runs"
-            raise LoadError(f"{name}: {what}") from None
+            raise Refused(what) from None
         check_cluster(client, name)
         client.upload_file(os.path.realpath(__file__))
 
@@ -1119,6 +1087,20 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
             return partial(cluster_result, client, future, name)
 
         yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
+
+
+def check_cluster(client: Any, name: str) -> None:
+    """Raise Refused unless a cluster has workers, of the versions that are used here."""
+    if not client.nthreads():
+        raise Refused(f"has no workers; start some with: dask worker {name}")
+    versions = client.get_versions(packages=["msgspec", "stringzilla"])
+    here = versions["client"]["packages"]
+    for worker, there in versions["workers"].items():
+        for package in ("python", "distributed", "msgspec", "stringzilla"):
+            theirs, ours = (str(side.get(package)) for side in (there["packages"], here))
+            if theirs.split(".")[:2] != ours.split(".")[:2]:
+                found = f"the worker {worker} has {package} {theirs}, where {ours} is used here"
+                raise Refused(f"{found}; install the same requirements.txt")
 
 
 def scan_range(scan: Scanner, part: Range) -> list[Batch]:
@@ -1134,69 +1116,9 @@ def cluster_result(client: Any, future: Any, name: str) -> list[Batch]:
             return batches
         except TimeoutError:
             if not client.nthreads():
-                what = "has no workers any more; start some and load again"
-                raise LoadError(f"{name}: {what}") from None
+                raise Refused("has no workers any more; start some and load again") from None
         except LoadError as error:
             raise LoadError(f"{error} (on a worker of {name})") from None
-
-
-def check_cluster(client: Any, name: str) -> None:
-    """Raise LoadError unless a cluster has workers, of the versions that are used here."""
-    if not client.nthreads():
-        raise LoadError(f"{name}: has no workers; start some with: dask worker {name}")
-    versions = client.get_versions(packages=["msgspec", "stringzilla"])
-    here = versions["client"]["packages"]
-    for worker, there in versions["workers"].items():
-        for package in ("python", "distributed", "msgspec", "stringzilla"):
-            theirs, ours = (str(side.get(package)) for side in (there["packages"], here))
-            if theirs.split(".")[:2] != ours.split(".")[:2]:
-                found = f"the worker {worker} has {package} {theirs}, where {ours} is used here"
-                raise LoadError(f"{name}: {found}; install the same requirements.txt")
-
-
-def arriving(sources: Iterable[str], stopped: list[int]) -> Iterator[Range | None]:
-    """Yield the whole lines that come through pipes as ranges, and None where there are none yet;
-    files and URLs are cut into ranges as ever. Something in stopped ends it."""
-    for source in sources:
-        if "://" in source or os.path.isfile(source):
-            for part in ranges([source], BATCH):
-                if stopped:
-                    return
-                yield part
-            continue
-        with about(source):
-            # without blocking: it may be long until a named pipe is opened at its other end
-            flags = os.O_RDONLY | os.O_NONBLOCK
-            descriptor = 0 if source == "-" else os.open(source, flags)
-            try:
-                yield from arriving_lines(source, descriptor, stopped)
-            finally:
-                if descriptor:
-                    os.close(descriptor)
-
-
-def arriving_lines(source: str, descriptor: int, stopped: list[int]) -> Iterator[Range | None]:
-    """Yield what comes through one pipe as arriving does."""
-    held = bytearray()
-    start = 0
-    while not stopped:
-        chunk = None
-        if select.select([descriptor], [], [], TICK)[0]:
-            chunk = os.read(descriptor, 1 << 20)
-            newline = chunk.rfind(b"\n")
-            length = len(held) + newline + 1 if newline >= 0 or not chunk else 0
-            held += chunk
-            if length:
-                yield Range(source, start, data=bytes(held[:length]))
-                start += length
-                del held[:length]
-            if len(held) > MAX_LINE:
-                raise Refused(TOO_LONG)
-        if chunk == b"":
-            return
-        yield None
-    if held:
-        say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
 
 
 # -- A load ----------------------------------------------------------------------------------------
@@ -1274,9 +1196,8 @@ class Load:
 # a dry run is the same without the writing.
 
 LOCK_SECONDS = 60.0
-SQLITE_CACHE = 16 << 10  # KiB
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
-Columns = dict[str, dict[str, tuple[str, str | None]]]  # by table and name: type, default if any
+Columns = dict[str, dict[str, str]]  # by table and name: the type, or all of a definition
 
 
 class DateCount(Struct):
@@ -1308,7 +1229,6 @@ class Database:
     KNOWN: str
     COLUMNS: str
     VERSION: str
-    TYPES: Mapping[str, str] = {}
 
     def __init__(self, target: str, patience: float) -> None:
         self.target = target
@@ -1318,8 +1238,14 @@ class Database:
     def execute(self, sql: str, *values: Any) -> Any:
         raise NotImplementedError
 
-    def create(self) -> None:
-        raise NotImplementedError
+    def run(self, script: str) -> None:
+        """Execute statements that end with a semicolon and a newline."""
+        for statement in script.split(";\n"):  # SQLite's executescript would commit first
+            self.execute(statement)
+
+    def schema(self) -> str:
+        """The text of schema.sql, as the database spells it."""
+        return schema()
 
     def check_writable(self) -> None:
         """Raise Refused if the tables can't be written, as far as that can be known."""
@@ -1330,58 +1256,49 @@ class Database:
         text = self.execute(self.KNOWN, to_json(users), day).fetchone()[0]
         return to_users(text)
 
-    def commit(self) -> None:
-        self.execute("COMMIT")
-
     def close(self) -> None:
         """Roll back what is not committed."""
         self.connection.close()
 
     def columns(self) -> Columns:
-        """The columns of the tables, in the terms of SQLite; of PostgreSQL our tables only."""
-        found: Columns = {}
-        for table, name, kind, default in self.execute(self.COLUMNS).fetchall():
-            found.setdefault(table, {})[name] = (self.TYPES.get(kind, kind), default)
+        """The types of the columns of the tables; of PostgreSQL our tables only."""
+        found: Columns = defaultdict(dict)
+        for table, name, kind in self.execute(self.COLUMNS).fetchall():
+            found[table][name] = kind.upper()
         return found
 
-    def missing_columns(self) -> Columns | None:
-        """What the tables lack since an earlier version made them; None if there are no tables yet.
-        Raises Refused if they are not ours, or of a later version."""
-        expected, latest = expected_columns()
+    def upgrade(self) -> list[str] | None:
+        """The statements that give tables of an earlier version what they lack; None if there are
+        no tables yet. Raises Refused if they are not ours, or of a later version."""
         present = self.columns()
-        missing: Columns = {}
-        for table, wanted in expected.items() if present else ():
+        if not present:
+            return None
+        schema = re.sub("--.*", "", self.schema())
+        statements = []
+        for table, definitions in re.findall(r"(?s)CREATE TABLE [\w ]*?(\w+) \((.*?)\n\)", schema):
             found = present.get(table, {})
-            for name, (kind, default) in wanted.items():
-                if name not in found and found and default is not None:  # newer than version 1.0.0
-                    missing.setdefault(table, {})[name] = (kind, default)
-                elif found.get(name, (None,))[0] != kind:
-                    what = "is not one of load_active_users.py; choose another --db"
-                    raise Refused(
-                        f"its table {table} {what}"
-                        if found
-                        else f"it has no table {table}: it {what}"
-                    )
-        if present and int(self.execute(self.VERSION).fetchone()[0] or 0) > latest:
-            raise Refused(
-                f"is of a later version of load_active_users.py than {__version__}; use that"
-            )
-        return missing if present else None
+            for name, kind, more in re.findall(
+                r"(?m)^    (\w+) ([A-Z ]+?)( (?:NOT|PRIMARY) .*?|),? *$", definitions
+            ):
+                if found.get(name) == kind or name == "PRIMARY":
+                    continue
+                what = "is not one of load_active_users.py; choose another --db"
+                if not found:
+                    raise Refused(f"it has no table {table}: it {what}")
+                if name in found or " DEFAULT " not in more:  # those with one are newer than 1.0.0
+                    raise Refused(f"its table {table} {what}")
+                statements.append(f"ALTER TABLE {table} ADD COLUMN {name} {kind}{more}")
+        [latest] = re.findall(r"(?:user_version =|load_log IS) '?(\d+)", schema)
+        if int(self.execute(self.VERSION).fetchone()[0] or 0) > int(latest):
+            what = f"is of a later version of load_active_users.py than {__version__}; use that"
+            raise Refused(what)
+        return statements
 
-    def create_or_upgrade(self, missing: Columns | None) -> None:
-        """Create the tables, or what those of an earlier version lack."""
-        spelling = {ours: theirs for theirs, ours in self.TYPES.items()}
-        for table, some in (missing or {}).items():
-            for name, (kind, default) in some.items():
-                column = f"{name} {spelling.get(kind, kind)} NOT NULL DEFAULT {default}"
-                self.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
-        if missing is None or missing:
-            self.create()
-
-    def kept_terms(self, missing: Columns) -> Terms | None:
+    def kept_terms(self, upgrade: list[str]) -> Terms | None:
         """The terms of the rule under which the database was filled. Raises Refused."""
         # Version 1.0.0 had the default event name alone.
-        _, names = missing.get("load_log", {}).get("event_names", ("", "event_names"))
+        is_old = any("event_names" in statement for statement in upgrade)
+        names = """'["user_engagement"]'""" if is_old else "event_names"
         terms = f"timezone, {names}, min_engagement_msec, valuable_events"
         row = self.execute(f"SELECT {terms} FROM load_log LIMIT 1").fetchone()
         try:
@@ -1393,15 +1310,15 @@ class Database:
             raise Refused(what) from None
         return None
 
-    def check(self, rule: Rule) -> Columns | None:
-        """What missing_columns returns. Raises Refused, for another rule as well: zones are the
-        same that do the same, whatever they are called."""
-        missing = self.missing_columns()
-        kept = None if missing is None else self.kept_terms(missing)
+    def check(self, rule: Rule) -> list[str] | None:
+        """What upgrade returns. Raises Refused, for another rule as well: zones are the same that
+        do the same, whatever they are called."""
+        upgrade = self.upgrade()
+        kept = None if upgrade is None else self.kept_terms(upgrade)
         if kept and (kept[1:] != rule.terms[1:] or not is_same_zone(kept[0], rule.terms[0])):
             rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
             raise Refused(f"was filled under the rule {rules}; use that rule or another --db")
-        return missing
+        return upgrade
 
     def counts(self, condition: str = "", *values: str) -> dict[str, int]:
         """The counts of active_user_table by date. Raises Refused if somebody has put something
@@ -1409,10 +1326,9 @@ class Database:
         query = f"SELECT date, active_user_count FROM active_user_table {condition} ORDER BY date"
         rows = self.execute(query, *values).fetchall()
         for day, count in rows:
-            try:
+            is_right = False
+            with contextlib.suppress(ValueError):
                 is_right = type(count) is int and str(date.fromisoformat(str(day))) == str(day)
-            except ValueError:
-                is_right = False
             if not is_right:
                 row = f"{day!r}, {count!r}; correct or delete it"
                 raise Refused(f"active_user_table has a row that is not a date and a count: {row}")
@@ -1471,12 +1387,14 @@ class Database:
         return count
 
 
-@lru_cache
-def expected_columns() -> tuple[Columns, int]:
-    """The columns of the tables of schema.sql, and its version."""
-    with contextlib.closing(Sqlite("", 0)) as model:
-        model.create()
-        return model.columns(), model.execute(model.VERSION).fetchone()[0]
+def options(terms: Terms) -> str:
+    """A rule as it is written on the command line."""
+    from shlex import quote
+
+    names = [f"--event-name {quote(name)}" for name in terms[1]]
+    globs = [f"--valuable-event {quote(glob)}" for glob in terms[3]]
+    minimum = f"--min-engagement-msec {terms[2]}"
+    return " ".join([f"--timezone {terms[0]}", *names, minimum, *globs])
 
 
 # -- SQLite and PostgreSQL -------------------------------------------------------------------------
@@ -1491,9 +1409,11 @@ class Sqlite(Database):
         SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
     BETWEEN = """SELECT json_group_array(user_pseudo_id) FROM active_user
         WHERE date = ? AND user_pseudo_id BETWEEN ? AND ?"""
-    COLUMNS = """SELECT t.name, c.name, upper(c.type), c.dflt_value
-        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY c.cid"""
+    COLUMNS = """SELECT t.name, c.name, c.type FROM sqlite_master t, pragma_table_info(t.name) c
+        WHERE t.type = 'table'"""
     VERSION = "PRAGMA user_version"
+    # Of large pages new users fill less; the cache holds what a load of old users changes.
+    SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")  # bytes, KiB
 
     def __init__(self, target: str, patience: float) -> None:
         super().__init__(target, patience)
@@ -1505,9 +1425,8 @@ class Sqlite(Database):
         removes the file it has made. In a directory that can't be written, a database in WAL mode
         is read as one at rest."""
         path = self.target
-        uri = re.sub(
-            rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(os.path.abspath(path))
-        )
+        absolute = os.fsencode(os.path.abspath(path))
+        uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), absolute).decode()
         modes = ["mode=rw"] if write else ["mode=rw", "mode=ro&immutable=1"]
         while write or os.path.exists(path):
             with contextlib.suppress(FileExistsError):
@@ -1516,11 +1435,12 @@ class Sqlite(Database):
                     self.is_new = True
             before = os.stat(path).st_ino
             self.connection.close()
-            name = f"file:{uri.decode()}?{modes[0]}"
-            self.connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
+            self.connection = sqlite3.connect(
+                f"file:{uri}?{modes[0]}", 0.1, isolation_level=None, uri=True
+            )
             try:
-                self.execute(f"PRAGMA cache_size = -{SQLITE_CACHE}")
-                self.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
+                    self.execute(statement)
                 self.execute("SELECT count(*) FROM sqlite_master")
                 with contextlib.suppress(FileNotFoundError):
                     if not write or os.stat(path).st_ino == before:
@@ -1542,11 +1462,6 @@ class Sqlite(Database):
             except sqlite3.OperationalError as error:
                 if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
                     raise
-
-    def create(self) -> None:
-        """Create what schema.sql has."""
-        for statement in schema().split(";\n"):  # executescript would commit first
-            self.execute(statement)
 
     def known(self, day: str, users: list[str], is_like: bool) -> list[str]:
         if not is_like:
@@ -1570,17 +1485,15 @@ class Postgres(Database):
     KNOWN = """SELECT coalesce(json_agg(value), '[]')::TEXT
         FROM json_array_elements_text(CAST(? AS JSON)) AS value WHERE EXISTS (
         SELECT 1 FROM active_user WHERE date = CAST(? AS DATE) AND user_pseudo_id = value)"""
-    COLUMNS = """SELECT c.relname, a.attname, upper(format_type(a.atttypid, a.atttypmod)), NULL
+    COLUMNS = """SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
         WHERE pg_table_is_visible(c.oid) AND a.attnum > 0 AND NOT a.attisdropped
-            AND c.relname IN ('active_user_table', 'active_user', 'load_log')
-        ORDER BY a.attnum"""
+            AND c.relname IN ('active_user_table', 'active_user', 'load_log')"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
     ELSEWHERE = """SELECT relnamespace::regnamespace FROM pg_class
         WHERE relname = 'load_log' AND relkind = 'r' AND NOT pg_table_is_visible(oid)"""
     FORBIDDEN = """SELECT name FROM unnest(ARRAY['active_user_table', 'active_user', 'load_log'])
         AS name WHERE NOT has_table_privilege(name, 'INSERT')"""
-    TYPES: Mapping[str, str] = {"BIGINT": "INTEGER", "DOUBLE PRECISION": "REAL"}
     DIALECT = (
         (r" WITHOUT ROWID", ""),
         (r"\bINTEGER\b", "BIGINT"),
@@ -1628,11 +1541,11 @@ class Postgres(Database):
         if row:
             raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
-    def create(self) -> None:
+    def schema(self) -> str:
         text = schema()
         for pattern, spelling in self.DIALECT:
             text = re.sub(pattern, spelling, text)
-        self.execute(text)
+        return text
 
 
 def is_postgres(target: str) -> bool:
@@ -1642,7 +1555,7 @@ def is_postgres(target: str) -> bool:
 @contextlib.contextmanager
 def transaction(
     target: str, write: bool = False, patience: float = LOCK_SECONDS
-) -> Iterator[Database]:
+) -> Iterator[Sqlite | Postgres]:
     """A transaction with a database, committed at the end, and rolled back at any error. Raises
     LoadError, Unavailable."""
     with about(target):
@@ -1650,17 +1563,7 @@ def transaction(
         with contextlib.closing(connect(target, patience)) as db:
             db.begin(write)
             yield db
-            db.commit()
-
-
-def options(terms: Terms) -> str:
-    """A rule as it is written on the command line."""
-    from shlex import quote
-
-    names = [f"--event-name {quote(name)}" for name in terms[1]]
-    globs = [f"--valuable-event {quote(glob)}" for glob in terms[3]]
-    minimum = f"--min-engagement-msec {terms[2]}"
-    return " ".join([f"--timezone {terms[0]}", *names, minimum, *globs])
+            db.execute("COMMIT")
 
 
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
@@ -1668,12 +1571,12 @@ def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
     if not is_postgres(target) and not os.path.exists(target):
         raise LoadError(f"{target}: there is no such database; load events into it first")
     with transaction(target) as db:
-        missing = db.missing_columns()
-        if missing is None:
+        upgrade = db.upgrade()
+        if upgrade is None:
             return [], None
         counts = list(db.counts().items())
         try:
-            return counts, db.kept_terms(missing)
+            return counts, db.kept_terms(upgrade)
         except Exception as error:
             if code_of(error) != "42501":  # a dashboard's role that may read the counts alone
                 raise
@@ -1692,11 +1595,11 @@ def store(
     """Store a load in one transaction, with its row of load_log; return what became of its dates
     and of those that it replaces, in order. Raises LoadError, Unavailable."""
     with transaction(target, not dry_run, patience) as db:
-        missing = db.check(rule)  # again: others may have been here since the load began
-        if not dry_run:
-            db.create_or_upgrade(missing)
+        upgrade = db.check(rule)  # again: others may have been here since the load began
+        if upgrade != [] and not dry_run:
+            db.run(";\n".join([*(upgrade or ()), db.schema()]))
         counts = [
-            db.store(day, load, day in replaced, missing is None, not dry_run)
+            db.store(day, load, day in replaced, upgrade is None, not dry_run)
             for day in sorted(replaced.union(load.users_on))
         ]
         if not dry_run:
@@ -1766,12 +1669,9 @@ class Run:
 
 def ascii_json(value: Any) -> str:
     """A value as JSON that a database of any encoding can hold."""
-    text = to_json(value)
-    if not text.isascii():
-        import json
+    import json
 
-        text = json.dumps(json.loads(text), separators=(",", ":"))
-    return text
+    return json.dumps(value, separators=(",", ":"))
 
 
 def as_json(run: Run) -> str:
@@ -2142,8 +2042,10 @@ def arriving_batches(
     """Yield what is found in what arrives, None when nothing has come for a while, and last what
     ended it if that is an error. The scanner is made anew each time: tomorrow moves on."""
     try:
-        for part in arriving(sources, stopped):
-            yield from scan_in_turn([part], scanner()) if part else (None,)
+        for source in sources:
+            with about(source):
+                for part in arriving(source, stopped):
+                    yield from scan_in_turn([part], scanner()) if part else (None,)
     except LoadError as error:
         yield error
 

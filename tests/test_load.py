@@ -1640,13 +1640,6 @@ def test_the_queries_in_the_readme(loader: Loader) -> None:
         assert rows or query.startswith("UPDATE")
 
 
-def test_requirements_are_those_of_the_script() -> None:
-    script = (ROOT / "load_active_users.py").read_text().split("# dependencies = [")[1]
-    wanted = re.findall(r'"([^"]+)"', script.split("]\n# ///")[0])
-    requirements = (ROOT / "requirements.txt").read_text().split("# The loader\n")[1]
-    assert wanted == requirements.split("\n\n")[0].replace('"', "'").split("\n")
-
-
 def test_the_plain_reading_of_the_sample() -> None:
     users, tally, bad = plain.read(SAMPLE.read_bytes())
     assert ({date: len(ids) for date, ids in sorted(users.items())}, bad) == (SAMPLE_TABLE, {})
