@@ -45,6 +45,7 @@ import msgspec
 import stringzilla
 from dateutil import tz
 from msgspec import Meta, Struct
+from msgspec.structs import astuple
 
 __version__ = "1.1.0"
 
@@ -480,9 +481,8 @@ class Tally(Struct):
     bytes: int = 0
     too_early: int = 0
 
-    def add(self, other: Tally) -> None:
-        for name in self.__struct_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+    def plus(self, other: Tally) -> Tally:
+        return Tally(*map(int.__add__, astuple(self), astuple(other)))
 
 
 class Batch(Struct):
@@ -1141,7 +1141,7 @@ class Load:
 
     def add(self, batch: Batch) -> None:
         """Add a batch. Raises LoadError if the temporary database can't be written."""
-        self.tally.add(batch.tally)
+        self.tally = self.tally.plus(batch.tally)
         for day, first, number, users in batch.pieces:
             self.pieces.setdefault(day, []).append((first, users))
             self.users_on[day] = self.users_on.get(day, 0) + number
@@ -1583,153 +1583,340 @@ def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
             return counts, None
 
 
-def store(
-    target: str,
-    rule: Rule,
-    load: Load,
-    replaced: set[str],
-    log_row: Callable[[list[DateCount]], dict[str, Any]],
-    dry_run: bool = False,
-    patience: float = LOCK_SECONDS,
-) -> list[DateCount]:
-    """Store a load in one transaction, with its row of load_log; return what became of its dates
-    and of those that it replaces, in order. Raises LoadError, Unavailable."""
-    with transaction(target, not dry_run, patience) as db:
-        upgrade = db.check(rule)  # again: others may have been here since the load began
-        if upgrade != [] and not dry_run:
-            db.run(";\n".join([*(upgrade or ()), db.schema()]))
-        counts = [
-            db.store(day, load, day in replaced, upgrade is None, not dry_run)
-            for day in sorted(replaced.union(load.users_on))
-        ]
-        if not dry_run:
-            db.upsert("load_log", log_row(counts))
-    return counts
+# -- Loading ---------------------------------------------------------------------------------------
+
+SHORT = 0.5  # seconds a live load waits for a lock: meanwhile it locks out new readers
+LIVE_HELD = 256 << 10  # bytes of users it commits at once: readers are locked out for moments only
+CHANGES = ("added", "removed", "held", "left_out")
 
 
-# -- The report ------------------------------------------------------------------------------------
+class Report(Struct):
+    """What was loaded so far: by one load, or with --commit-every by many."""
 
-TALLIES = Tally.__struct_fields__[:1] + Tally.__struct_fields__[2:7]
-ASCII = str.maketrans({"█": "#", "→": "->"})  # for terminals that have no more
+    shows_removed: bool = False
+    loads: int = 0
+    tally: Tally = msgspec.field(default_factory=Tally)
+    counts: dict[str, DateCount] = {}
+
+    def sum(self, change: str) -> int:
+        return sum(getattr(count, change) for count in self.counts.values())
+
+    def after(self, load: Load, counts: list[DateCount]) -> Report:
+        """The report once one more load is committed."""
+        sums = {count.date: count for count in counts}
+        for day, count in self.counts.items():
+            latest = sums.setdefault(day, DateCount(day, count.active_user_count))
+            for change in CHANGES:
+                setattr(latest, change, getattr(latest, change) + getattr(count, change))
+        tally = self.tally.plus(load.tally)
+        return Report(self.shows_removed, self.loads + 1, tally, dict(sorted(sums.items())))
 
 
-class Run:
-    """What a run of the command has loaded so far: one load, or with --commit-every many."""
+class Loader(Struct):
+    """Loads what is found in the ranges of some events into a database."""
 
-    def __init__(self, events: Iterable[str], rule: Rule, replace: bool) -> None:
-        names = [os.fsencode(shown(name)).decode(errors="backslashreplace") for name in events]
-        self.started = time.monotonic()
-        self.names = rule.terms[1]
-        self.loads = 0
-        self.tally = Tally()
-        self.counts: dict[str, DateCount] = {}
-        self.columns = ["date", "active_user_count", "added", *["removed"] * replace]
-        self.row = {
-            "load_id": os.urandom(8).hex(),
-            "sources": ascii_json(names),
-            "timezone": rule.terms[0],
-            "event_names": ascii_json(rule.terms[1]),
-            "min_engagement_msec": rule.terms[2],
-            "valuable_events": ascii_json(rule.terms[3]),
-            "replaced": int(replace),
-        }
+    events: tuple[str, ...]
+    target: str
+    rule: Rule
+    dates: str | None
+    replace: bool = False
+    validate: bool = False
+    dry_run: bool = False
+    is_live: bool = False
+    most: int = 0  # bad records to tolerate
+    rejects: Any = None  # a file that all of them are appended to
+    bar: Any = None
+    report: Report = msgspec.field(default_factory=Report)
+    started: float = msgspec.field(default_factory=time.monotonic)
+    load_id: str = msgspec.field(default_factory=lambda: os.urandom(8).hex())
+    part: Range | None = None  # the latest
+    lines: int = 0  # of its source, before the next batch
+    bad_records: int = 0  # of this load
 
-    def sum(self, name: str, more: Iterable[DateCount] = ()) -> int:
-        """The sum of a column over all dates, and some more."""
-        return sum(getattr(count, name) for count in (*self.counts.values(), *more))
+    def scanner(self) -> Scanner:
+        """A scanner for the dates, of which the last may be tomorrow; beside those that it replaces
+        a load has others that are merged."""
+        first, last = parse_dates(self.dates, self.rule)
+        if self.replace:
+            first = min(first, FIRST_DATE)
+            last = max(last, parse_dates(None, self.rule)[1])
+        return Scanner(self.rule, (first, last), self.validate, self.rejects is not None)
 
-    def add(self, load: Load, counts: list[DateCount]) -> None:
-        """Add a load that is committed."""
-        self.tally.add(load.tally)
-        self.loads += 1
-        for count in counts:
-            earlier = self.counts.get(count.date, DateCount(count.date, 0))
-            for name in ("added", "removed", "left_out"):
-                setattr(count, name, getattr(count, name) + getattr(earlier, name))
-            self.counts[count.date] = count
+    def take(self, load: Load, part: Range, batch: Batch) -> None:
+        """Add a batch to a load, and its bad records to the rejects; tell of the first of them.
+        Raises LoadError."""
+        if part is not self.part and part.start == 0:
+            self.lines = 0
+        self.part = part
+        for number, (line, why, _) in enumerate(batch.bad, self.bad_records):
+            if number < SHOWN:
+                say(f"{shown(part.source)}:{self.lines + line}: {why}")
+        if self.rejects and batch.bad:
+            with about(self.rejects.name):
+                self.rejects.writelines(record + b"\n" for *_, record in batch.bad)
+                self.rejects.flush()
+        self.bad_records += batch.tally.bad_records
+        self.lines += batch.tally.lines
+        load.add(batch)
+        if self.bar is not None:
+            self.bar.update(batch.tally.bytes)
 
-    def log_row(self, dates: Dates, load: Load, counts: list[DateCount]) -> dict[str, Any]:
-        """The row of load_log once one more load is committed."""
-        total = Tally()
-        total.add(self.tally)
-        total.add(load.tally)
-        changes = {name: self.sum(name, counts) for name in ("added", "removed", "left_out")}
+    def check(self, load: Load) -> None:
+        """Raise LoadError if the bad records or the dates of a load refuse it."""
+        number = self.bad_records
+        self.bad_records = 0
+        if number > SHOWN:
+            say(f"and {number - SHOWN} more bad record{'s' * (number > SHOWN + 1)}")
+        if number > self.most:
+            what = f"bad records: {number}, more than --max-bad-records {self.most}"
+            since = " since the last commit" * bool(self.report.loads)
+            raise LoadError(f"{what}; nothing was loaded{since}")
+        early = load.tally.too_early
+        if early and early == load.tally.active_events and not (self.dates or self.is_live):
+            what = "event_timestamp must be in microseconds UTC (to load such dates, give --dates)"
+            raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
+
+    def commit(self, load: Load, patience: float = LOCK_SECONDS) -> None:
+        """Commit a load in one transaction. Raises LoadError, Unavailable."""
+        self.check(load)
+        dates = parse_dates(self.dates, self.rule)
+        replaced = set(days_between(*dates) if self.replace else ())
+        with transaction(self.target, not self.dry_run, patience) as db:
+            upgrade = db.check(self.rule)  # again: others may have been here since it began
+            if upgrade != [] and not self.dry_run:
+                db.run(";\n".join([*(upgrade or ()), db.schema()]))
+            counts = [
+                db.store(day, load, day in replaced, upgrade is None, not self.dry_run)
+                for day in sorted(replaced.union(load.users_on))
+            ]
+            report = self.report.after(load, counts)
+            if not self.dry_run:
+                db.upsert("load_log", self.log_row(dates, report))
+        self.report = report
+
+    def log_row(self, dates: Dates, report: Report) -> dict[str, Any]:
+        names = [os.fsencode(shown(name)).decode(errors="backslashreplace") for name in self.events]
+        tally = {name: getattr(report.tally, name) for name in Tally.__struct_fields__}
+        del tally["too_early"]
         return {
-            **self.row,
+            "load_id": self.load_id,
             "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - self.started, 3),
+            "sources": ascii_json(names),
+            "timezone": self.rule.terms[0],
+            "event_names": ascii_json(self.rule.terms[1]),
+            "min_engagement_msec": self.rule.terms[2],
+            "valuable_events": ascii_json(self.rule.terms[3]),
             "dates": "..".join(dates),
-            **{name: getattr(total, name) for name in Tally.__struct_fields__[:-1]},
-            **changes,
+            "replaced": int(self.replace),
+            **tally,
+            **{change: report.sum(change) for change in CHANGES if change != "held"},
         }
 
-    def rows(self) -> list[DateCount]:
-        return [self.counts[day] for day in sorted(self.counts)]
+    def load_once(self, found: Found) -> None:
+        """Load what is found in some ranges. Raises LoadError."""
+        with contextlib.closing(Load()) as load:
+            for part, batch in found:
+                self.take(load, part, batch)
+            if self.bar is not None:
+                self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
+            self.commit(load)
+
+    def load_live(self, sources: list[str], every: float) -> None:
+        """Load what comes through pipes, every so many seconds, until their end or a signal.
+
+        As long as the database is locked, full or restarting, what was read is kept, and no more
+        is read than a bound. Raises LoadError.
+        """
+        stopped: list[int] = []
+        for number in (*STOPS, signal.SIGHUP):
+            if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda number, _: stopped.append(number))
+        load = Load()
+        failure: LoadError | None = None
+        is_waiting = False
+        due = time.monotonic() + every
+        for found in self.arriving(sources, stopped):
+            if isinstance(found, LoadError):
+                failure = found
+            elif found:
+                self.take(load, *found)
+            while not stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
+                if is_waiting and time.monotonic() < due:
+                    time.sleep(TICK)
+                    continue
+                is_waiting = not self.is_committed(load, is_waiting, every)
+                if not is_waiting:
+                    load.close()
+                    load = Load()
+                due = time.monotonic() + every
+        if load.tally.lines:
+            self.commit_at_last(load, stopped)
+        if failure:
+            raise failure
+
+    def arriving(
+        self, sources: Iterable[str], stopped: list[int]
+    ) -> Iterator[tuple[Range, Batch] | LoadError | None]:
+        """Yield what is found in what arrives, None when nothing has come for a while, and last
+        what ended it if that is an error."""
+        try:
+            for source in sources:
+                with about(source):
+                    for part in arriving(source, stopped):
+                        yield from scan_in_turn([part], self.scanner()) if part else (None,)
+        except LoadError as error:
+            yield error
+
+    def is_committed(self, load: Load, is_waiting: bool, every: float) -> bool:
+        """Whether a load could be committed; if not, that is said the first time."""
+        try:
+            if load.tally.lines:
+                self.commit(load, SHORT)
+        except Unavailable as error:
+            if not is_waiting:
+                say(f"{error}; what was read waits, trying again every {every:g} s")
+            return False
+        return True
+
+    def commit_at_last(self, load: Load, stopped: list[int]) -> None:
+        """Commit what is left when a live load ends; wait as long as any load does, or until one
+        more signal. Raises LoadError, and says what was not stored."""
+        handle_stops(
+            lambda number, frame: stop(number, frame) if stopped else stopped.append(number)
+        )
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return self.commit(load, max(deadline - time.monotonic(), SHORT))
+            except (Unavailable, SystemExit) as error:
+                if isinstance(error, Unavailable) and time.monotonic() < deadline:
+                    time.sleep(TICK)
+                    continue
+                last = f"{shown(self.part.source)}:{self.lines}" if self.part else ""
+                say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
+                raise
+
+    def warn(self) -> None:
+        """Warn of a load that held nothing of what it is about."""
+        tally = self.report.tally
+        if tally.lines > tally.blank_lines and not tally.engagement_events:
+            what = f"none of the lines ({tally.lines}) is an engagement event"
+            hint = "is this BigQuery's export of Google Analytics, one event per line?"
+            say(f"Warning: {what} ({', '.join(self.rule.terms[1])}); {hint}")
+        elif tally.too_early and tally.too_early == tally.active_events:
+            what = "all active events are dated before 2000"
+            say(f"Warning: {what}; is event_timestamp in microseconds?")
 
 
 def ascii_json(value: Any) -> str:
     """A value as JSON that a database of any encoding can hold."""
-    import json
+    text = to_json(value)
+    if not text.isascii():
+        import json
 
-    return json.dumps(value, separators=(",", ":"))
+        text = json.dumps(value, separators=(",", ":"))
+    return text
 
 
-def as_json(run: Run) -> str:
+def days_between(first: str, last: str) -> Iterator[str]:
+    """Yield the dates from the first to the last."""
+    start = date.fromisoformat(first)
+    for number in range((date.fromisoformat(last) - start).days + 1):
+        yield (start + timedelta(number)).isoformat()
+
+
+@contextlib.contextmanager
+def opened_rejects(path: str | None) -> Iterator[Any]:
+    """A file to append bad records to, each on a line of its own. Raises LoadError."""
+    if path is None:
+        yield None
+        return
+    with about(path):
+        file = open(path, "a+b")
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # all has been flushed, or that has failed
+            file.close()
+
+
+# -- The report ------------------------------------------------------------------------------------
+
+REMARKS = ("anonymous_events", "out_of_range_events", "bad_records")
+TALLIES = ("lines", "engagement_events", "active_events", *REMARKS)
+ASCII = str.maketrans({"█": "#", "→": "->"})  # for terminals that have no more
+
+
+def as_json(report: Report) -> str:
     """The report as one JSON object; left_out is in it if users came too late for final dates."""
     names = ("date", "active_user_count", "added", "removed")
-    dates = [{name: getattr(count, name) for name in names} for count in run.rows()]
-    report = {"dates": dates, **{name: getattr(run.tally, name) for name in TALLIES}}
-    return to_json(report | ({"left_out": run.sum("left_out")} if run.sum("left_out") else {}))
+    dates = [{name: getattr(count, name) for name in names} for count in report.counts.values()]
+    tally = {name: getattr(report.tally, name) for name in TALLIES}
+    left_out = report.sum("left_out")
+    return to_json({"dates": dates, **tally, **({"left_out": left_out} if left_out else {})})
 
 
-def as_csv(run: Run) -> str:
-    rows = [",".join(str(getattr(count, name)) for name in run.columns) for count in run.rows()]
-    return "\n".join([",".join(run.columns), *rows])
+def cells(report: Report) -> list[list[str]]:
+    """The head of the report, and a row per date."""
+    names = ["date", "active_user_count", "added", *["removed"] * report.shows_removed]
+    rows = ([str(getattr(count, name)) for name in names] for count in report.counts.values())
+    return [names, *rows]
 
 
-def as_table(run: Run) -> str:
+def as_csv(report: Report) -> str:
+    return "\n".join(map(",".join, cells(report)))
+
+
+def as_table(report: Report) -> str:
     """A line per date, with a bar whose end is what was added, and what became of the lines, as
     wide as the terminal."""
     import shutil
     import textwrap
 
-    def plural(number: int, noun: str) -> str:
-        return f"{number} {noun}{'s' * (number != 1)}"
-
     width = shutil.get_terminal_size().columns
-    counts = run.rows()
-    cells = [[str(getattr(count, name)) for name in run.columns] for count in counts]
-    sizes = [max(map(len, column)) for column in zip(run.columns, *cells, strict=True)]
+    rows = cells(report)
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in [run.columns, *cells]:
+    for row in rows:
         day, *numbers = map(str.rjust, row, sizes)
         lines.append("  ".join([day.strip().ljust(10), *numbers]))
     room = max(width - len(lines[0]) - 2, 0)
+    counts = list(report.counts.values())
     most = max((count.active_user_count for count in counts), default=0)
     for index, count in enumerate(counts, 1):
         length = -(-count.active_user_count * room // max(most, 1))
         new = length * count.added // max(count.active_user_count, 1)
         bar = click.style("█" * (length - new), fg="blue") + click.style("█" * new, fg="green")
         lines[index] += f"  {bar}" if length else ""
-    tally = run.tally
-    changes = f"{run.sum('added')} new"
-    changes += f", {run.sum('removed')} removed" if run.sum("removed") else ""
-    user_days = f"{plural(run.sum('held'), 'user-day')} ({changes})"
+    return "\n".join([*lines, textwrap.fill(summary(report), width, break_on_hyphens=False)])
+
+
+def summary(report: Report) -> str:
+    """What became of the lines."""
+
+    def plural(number: int, nouns: str) -> str:
+        return f"{number} {nouns[:-1] if number == 1 else nouns}"
+
+    tally = report.tally
+    changes = f"{report.sum('added')} new"
+    if report.sum("removed"):
+        changes += f", {report.sum('removed')} removed"
+    user_days = f"{plural(report.sum('held'), 'user-days')} ({changes})"
     steps = [
-        plural(tally.lines, "line"),
-        plural(tally.engagement_events, "engagement event"),
+        plural(tally.lines, "lines"),
+        plural(tally.engagement_events, "engagement events"),
         f"{tally.active_events} active",
-        f"{changes} user-days" if run.loads > 1 else user_days,  # each load held its own
+        f"{changes} user-days" if report.loads > 1 else user_days,  # each load held its own
     ]
-    remarks = [
-        plural(getattr(tally, f"{name}s"), name.replace("_", " "))
-        for name in ("anonymous_event", "out_of_range_event", "bad_record")
-        if getattr(tally, f"{name}s")
-    ]
-    if run.sum("left_out"):
-        remarks.append(f"{plural(run.sum('left_out'), 'user')} left out of final dates")
-    text = "; ".join([" → ".join(steps), *remarks])
-    return "\n".join([*lines, textwrap.fill(text, width, break_on_hyphens=False)])
+    numbers = {name.replace("_", " "): getattr(tally, name) for name in REMARKS}
+    remarks = [plural(number, name) for name, number in numbers.items() if number]
+    if report.sum("left_out"):
+        remarks.append(f"{plural(report.sum('left_out'), 'users')} left out of final dates")
+    return "; ".join([" → ".join(steps), *remarks])
 
 
 def print_report(text: str) -> None:
@@ -1833,9 +2020,8 @@ def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
     if span > 10:
         ticks = dates.WeekdayLocator(0) if span <= 70 else dates.AutoDateLocator(maxticks=9)
     axes.xaxis.set_major_locator(ticks)
-    axes.xaxis.set_major_formatter(
-        dates.DateFormatter("%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d")
-    )
+    labels = "%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d"
+    axes.xaxis.set_major_formatter(dates.DateFormatter(labels))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
 
@@ -1869,205 +2055,6 @@ def plot_table(path: str, target: str) -> None:
                 os.unlink(unfinished)
 
 
-# -- Loading ---------------------------------------------------------------------------------------
-
-SHORT = 0.5  # seconds a live load waits for a lock: meanwhile it locks out new readers
-LIVE_HELD = 256 << 10  # bytes of users it commits at once: readers are locked out for moments only
-
-
-class BadRecords:
-    """Reports bad records in the order of the input: the first of each load on standard error, all
-    of them in the file of rejects, after what is in it."""
-
-    def __init__(self, rejects: str | None) -> None:
-        self.part: Range | None = None
-        self.lines = 0  # of its source, before the next batch
-        self.number = 0  # in this load
-        self.rejects = rejects or ""
-        self.file: Any = None
-        if rejects:
-            with about(rejects):
-                self.file = open(rejects, "a+b")
-                if self.file.seek(0, os.SEEK_END):
-                    self.file.seek(-1, os.SEEK_END)
-                    self.file.write(b"" if self.file.read(1) == b"\n" else b"\n")
-
-    def add(self, part: Range, batch: Batch) -> None:
-        """Report those of a batch. Raises LoadError."""
-        if part is not self.part and part.start == 0:
-            self.lines = 0
-        self.part = part
-        for number, (line, why, record) in enumerate(batch.bad, self.number):
-            if number < SHOWN:
-                say(f"{shown(part.source)}:{self.lines + line}: {why}")
-            if self.file:
-                with about(self.rejects):
-                    self.file.write(record + b"\n")
-        self.number += batch.tally.bad_records
-        self.lines += batch.tally.lines
-
-    def end_load(self, most: int) -> None:
-        """Tell how many more there are. Raises LoadError if they are more than are tolerated."""
-        if self.file:
-            with about(self.rejects):
-                self.file.flush()
-        number = self.number
-        self.number = 0
-        if number > SHOWN:
-            say(f"and {number - SHOWN} more bad record{'s' * (number > SHOWN + 1)}")
-        if number > most:
-            what = f"bad records: {number}, more than --max-bad-records {most}"
-            raise LoadError(f"{what}; nothing was loaded")
-
-    def close(self) -> None:
-        if self.file:
-            with about(self.rejects):
-                self.file.close()
-
-
-class Loader(Struct):
-    """Loads what is found in ranges into a database; most are the bad records to tolerate."""
-
-    target: str
-    rule: Rule
-    dates: str | None
-    run: Run
-    bad: BadRecords
-    bar: Any
-    most: int
-    dry_run: bool
-    is_live: bool
-
-    def take(self, load: Load, part: Range, batch: Batch) -> None:
-        """Add a batch to a load."""
-        self.bad.add(part, batch)
-        load.add(batch)
-        if self.bar is not None:
-            self.bar.update(batch.tally.bytes)
-
-    def commit(self, load: Load, patience: float = LOCK_SECONDS) -> None:
-        """Commit a load, unless its bad records or its dates refuse it. Raises LoadError."""
-        try:
-            self.bad.end_load(self.most)
-        except LoadError as error:
-            raise LoadError(f"{error}{' since the last commit' * bool(self.run.loads)}") from None
-        early = load.tally.too_early
-        if early and early == load.tally.active_events and not (self.dates or self.is_live):
-            what = "event_timestamp must be in microseconds UTC (to load such dates, give --dates)"
-            raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
-        ends = parse_dates(self.dates, self.rule)
-        replaced = set(days_between(*ends) if self.run.row["replaced"] else ())
-
-        log_row = partial(self.run.log_row, ends, load)
-        counts = store(self.target, self.rule, load, replaced, log_row, self.dry_run, patience)
-        self.run.add(load, counts)
-
-    def load_once(self, found: Found) -> None:
-        """Load what is found in some ranges. Raises LoadError."""
-        with contextlib.closing(Load()) as load:
-            for part, batch in found:
-                self.take(load, part, batch)
-            if self.bar is not None:
-                self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
-            self.commit(load)
-
-    def load_live(self, sources: list[str], scanner: Callable[[], Scanner], every: float) -> None:
-        """Load what comes through pipes, every so many seconds, until their end or a signal.
-
-        As long as the database is locked, full or restarting, what was read is kept, and no more
-        is read than a bound. Raises LoadError.
-        """
-        stopped: list[int] = []
-        for number in (*STOPS, signal.SIGHUP):
-            if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, lambda number, _: stopped.append(number))
-        load = Load()
-        failure: LoadError | None = None
-        is_refused = False
-        due = time.monotonic() + every
-        for found in arriving_batches(sources, scanner, stopped):
-            if isinstance(found, LoadError):
-                failure = found
-            elif found:
-                self.take(load, *found)
-            while not stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
-                if time.monotonic() >= due or not is_refused:
-                    is_refused = not self.is_committed(load, is_refused, every)
-                    if not is_refused:
-                        load.close()
-                        load = Load()
-                    due = time.monotonic() + every
-                else:
-                    time.sleep(TICK)
-        if load.tally.lines:
-            self.commit_at_last(load, stopped)
-        if failure:
-            raise failure
-
-    def is_committed(self, load: Load, is_refused: bool, every: float) -> bool:
-        """Whether a load could be committed; if not, that is said the first time."""
-        try:
-            if load.tally.lines:
-                self.commit(load, SHORT)
-        except Unavailable as error:
-            if not is_refused:
-                say(f"{error}; what was read waits, trying again every {every:g} s")
-            return False
-        return True
-
-    def commit_at_last(self, load: Load, stopped: list[int]) -> None:
-        """Commit what is left when a live load ends; wait as long as any load does, or until one
-        more signal. Raises LoadError, and says what was not stored."""
-        handle_stops(
-            lambda number, frame: stop(number, frame) if stopped else stopped.append(number)
-        )
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return self.commit(load, max(deadline - time.monotonic(), SHORT))
-            except (LoadError, SystemExit) as error:
-                if isinstance(error, Unavailable) and time.monotonic() < deadline:
-                    time.sleep(TICK)
-                    continue
-                if not isinstance(error, Unavailable | SystemExit):
-                    raise
-                last = f"{shown(self.bad.part.source)}:{self.bad.lines}" if self.bad.part else ""
-                say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
-                raise
-
-
-def arriving_batches(
-    sources: Iterable[str], scanner: Callable[[], Scanner], stopped: list[int]
-) -> Iterator[tuple[Range, Batch] | LoadError | None]:
-    """Yield what is found in what arrives, None when nothing has come for a while, and last what
-    ended it if that is an error. The scanner is made anew each time: tomorrow moves on."""
-    try:
-        for source in sources:
-            with about(source):
-                for part in arriving(source, stopped):
-                    yield from scan_in_turn([part], scanner()) if part else (None,)
-    except LoadError as error:
-        yield error
-
-
-def days_between(first: str, last: str) -> Iterator[str]:
-    """Yield the dates from the first to the last."""
-    start = date.fromisoformat(first)
-    for number in range((date.fromisoformat(last) - start).days + 1):
-        yield (start + timedelta(number)).isoformat()
-
-
-def warn(run: Run) -> None:
-    """Warn of a load that held nothing of what it is about."""
-    tally = run.tally
-    if tally.lines > tally.blank_lines and not tally.engagement_events:
-        what = f"none of the lines ({tally.lines}) is an engagement event"
-        hint = "is this BigQuery's export of Google Analytics, one event per line?"
-        say(f"Warning: {what} ({', '.join(run.names)}); {hint}")
-    elif tally.too_early and tally.too_early == tally.active_events:
-        say("Warning: all active events are dated before 2000; is event_timestamp in microseconds?")
-
-
 # -- Checks, before anything is read ---------------------------------------------------------------
 
 PART = r"(?:[^\s/?#\[\]@%\\]|%(?!00)[0-9A-Fa-f]{2})*"  # of a URL
@@ -2086,17 +2073,17 @@ DB_EXPECTED = (
 )
 
 
+# fmt: off
 def check_options(
-    events: tuple[str, ...],
-    db: str,
-    dates: str | None,
-    replace: bool,
-    cluster: str | None,
-    every: float | None,
-    dry_run: bool,
-    plot: str | None,
+    events: tuple[str, ...], db: str, dates: str | None, replace: bool, cluster: str | None,
+    every: float | None, dry_run: bool, plot: str | None,
 ) -> None:
     """Raise UsageError for options that contradict each other, or have values that can't be."""
+# fmt: on
+    for option in main.params:
+        variable = f"{PREFIX}_{str(option.name).upper()}"
+        if os.environ.get(variable) == "":  # which click passes over
+            raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
     if plot and not plot.lower().endswith(PICTURES):
@@ -2179,24 +2166,13 @@ def check_database(target: str, rule: Rule, dry_run: bool) -> None:
                 db.check_writable()
 
 
-def new_scanner(
-    rule: Rule, dates: str | None, replace: bool, validate: bool, keep: bool
-) -> Scanner:
-    """A scanner for some dates, of which the last may be tomorrow; with those that it replaces, a
-    load has others that are merged."""
-    first, last = parse_dates(dates, rule)
-    if replace:
-        first, tomorrow = min(first, FIRST_DATE), parse_dates(None, rule)[1]
-        last = max(last, tomorrow)
-    return Scanner(rule, (first, last), validate, keep)
-
-
 # -- The command -----------------------------------------------------------------------------------
 
 COUNT = click.IntRange(0, 10**15)
 LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
 PREFIX = "LOAD_ACTIVE_USERS"
 CLUSTER_RANGE = 256 << 20  # bytes
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Text(click.types.StringParamType):
@@ -2211,20 +2187,7 @@ class Text(click.types.StringParamType):
         return super().convert(value, param, ctx)
 
 
-class Command(click.Command):
-    """A command for which an empty variable in the environment is an error, not passed over."""
-
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
-        for option in self.params:
-            variable = f"{PREFIX}_{str(option.name).upper()}"
-            if os.environ.get(variable) == "":
-                raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
-        return super().make_context(*args, **more)
-
-
-def option(
-    name: str, metavar: str | None, help: str, **more: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     """An option of the command."""
     if metavar and "type" not in more:
         more["type"] = Text()
@@ -2303,7 +2266,7 @@ def open_standard_streams() -> None:
 
 
 # fmt: off
-@click.command(cls=Command, context_settings={
+@click.command(context_settings={
     "auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"], "max_content_width": 80,
     "show_default": True})
 @click.argument("events", nargs=-1, type=Text(), metavar="EVENTS...")
@@ -2340,25 +2303,11 @@ def open_standard_streams() -> None:
 @option("-q, --quiet", None, "No report on standard output.", is_flag=True)
 @click.version_option(__version__, message="%(version)s")
 def main(
-    events: tuple[str, ...],
-    db: str,
-    timezone: str,
-    event_name: tuple[str, ...],
-    min_engagement_msec: int,
-    valuable_event: tuple[str, ...],
-    dates: str | None,
-    replace: bool,
-    max_bad_records: int,
-    rejects: str | None,
-    validate: bool,
-    workers: int | None,
-    cluster: str | None,
-    commit_every: float | None,
-    dry_run: bool,
-    format: str,
-    plot: str | None,
-    progress: bool | None,
-    quiet: bool,
+    events: tuple[str, ...], db: str, timezone: str, event_name: tuple[str, ...],
+    min_engagement_msec: int, valuable_event: tuple[str, ...], dates: str | None, replace: bool,
+    max_bad_records: int, rejects: str | None, validate: bool, workers: int | None,
+    cluster: str | None, commit_every: float | None, dry_run: bool, format: str,
+    plot: str | None, progress: bool | None, quiet: bool,
 ) -> None:
     """Load the number of active users per day from analytics events into SQL.
 
@@ -2386,22 +2335,18 @@ def main(
         if events:
             rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
             check_database(db, rule, dry_run)
-            bad = stack.enter_context(contextlib.closing(BadRecords(None if dry_run else rejects)))
-            keep = bad.file is not None
-            scanner = partial(new_scanner, rule, dates, replace, validate, keep)
-            run = Run(events, rule, replace)
+            file = stack.enter_context(opened_rejects(None if dry_run else rejects))
             parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
             bar = stack.enter_context(progress_bar(progress, parts))
-            ways = (max_bad_records, dry_run, commit_every is not None)
-            loader = Loader(db, rule, dates, run, bad, bar, *ways)
+            ways = (replace, validate, dry_run, bool(commit_every), max_bad_records)
+            loader = Loader(events, db, rule, dates, *ways, file, bar, Report(replace))
             if commit_every:
-                loader.load_live(sources, scanner, commit_every)
+                loader.load_live(sources, commit_every)
             else:
-                loader.load_once(scanned(parts, scanner(), workers, cluster))
-            bad.close()
-            warn(run)
+                loader.load_once(scanned(parts, loader.scanner(), workers, cluster))
+            loader.warn()
             if not quiet:
-                print_report(LAYOUTS[format](run))
+                print_report(LAYOUTS[format](loader.report))
         if plot and not dry_run:
             plot_table(plot, db)
 # fmt: on

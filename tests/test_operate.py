@@ -23,7 +23,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_live import wait_for
 
-from load_active_users import DateCount, Run, Scanner, Tally, as_table, ranges, rule_of
+from load_active_users import DateCount, Report, Scanner, Tally, as_table, ranges, rule_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -109,16 +109,12 @@ def test_the_report_is_as_wide_as_the_terminal(loader: Loader, columns: int) -> 
     assert " ".join(["", *out.splitlines()[4:]]) == text
 
 
-def a_run(replace: bool, *counts: DateCount, **tally: int) -> Run:
-    run = Run([], RULE, replace)
-    run.loads = 1
-    run.tally = Tally(**tally)
-    run.counts = {count.date: count for count in counts}
-    return run
+def a_report(replace: bool, *counts: DateCount, **tally: int) -> Report:
+    return Report(replace, 1, Tally(**tally), {count.date: count for count in counts})
 
 
-def plain_table(run: Run) -> list[str]:
-    return re.sub(r"\x1b\[\d*m", "", as_table(run)).splitlines()
+def plain_table(report: Report) -> list[str]:
+    return re.sub(r"\x1b\[\d*m", "", as_table(report)).splitlines()
 
 
 def test_bars_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,13 +125,13 @@ def test_bars_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
         DateCount("2020-01-03", 0, 0, 2, 0),
     ]
     tallies = {"lines": 9, "engagement_events": 8, "active_events": 7}
-    assert plain_table(a_run(False, *counts[:2], **tallies)) == [
+    assert plain_table(a_report(False, *counts[:2], **tallies)) == [
         "date        active_user_count  added",
         "2020-01-01         1000000000      0  " + 42 * "█",
         "2020-01-02                  1      1  █",
         "9 lines → 8 engagement events → 7 active → 4 user-days (1 new)",
     ]
-    assert plain_table(a_run(True, *counts, **tallies)) == [
+    assert plain_table(a_report(True, *counts, **tallies)) == [
         "date        active_user_count  added  removed",
         "2020-01-01         1000000000      0        0  " + 33 * "█",
         "2020-01-02                  1      1        0  █",
@@ -180,7 +176,7 @@ def test_the_line_of_tallies(case: str, monkeypatch: pytest.MonkeyPatch) -> None
     tallies, left_out, expected = SAID[case]
     monkeypatch.setenv("COLUMNS", "500")
     counts = [DateCount("2020-01-01", 5, left_out=left_out)] * bool(left_out)
-    assert plain_table(a_run(False, *counts, **tallies))[-1] == expected
+    assert plain_table(a_report(False, *counts, **tallies))[-1] == expected
 
 
 def test_an_encoding_without_bars(loader: Loader) -> None:
