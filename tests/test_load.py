@@ -947,7 +947,7 @@ def test_progress_can_come_from_the_environment(loader: Loader) -> None:
 def test_an_empty_variable_is_refused(loader: Loader, name: str) -> None:
     variable = f"LOAD_ACTIVE_USERS_{name.upper()}"
     said = loader.refuse("-", input=GOOD_ROW, status=2, env={variable: ""})
-    assert said == f"Error: {variable} must not be empty; unset it, or set a value\n"
+    assert said == usage(f"{variable} must not be empty; unset it, or set a value")
 
 
 @pytest.mark.parametrize("name", ["event_name", "valuable_event"])
