@@ -38,7 +38,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import msgspec
@@ -46,6 +46,9 @@ import stringzilla
 from dateutil import tz
 from msgspec import Meta, Struct
 from msgspec.structs import astuple
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __version__ = "1.1.0"
 
@@ -256,9 +259,10 @@ def integer(value: Any, name: str) -> int:
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC
-STRETCH = 10**9  # microseconds, whose number is the first digits of a timestamp
+USUAL_LENGTHS = {*range(10, 17)}  # of a timestamp: after 1970-01-01 00:16 UTC, and before 2286
 FIRST_DATE = "2000-01-01"
 VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
+NOT_VALUABLE = "(not valuable)"  # a mark, in place of a user
 Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
 Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
 Users = dict[str, list[str | None]]  # by date, of the active events; None or empty: anonymous
@@ -289,11 +293,12 @@ class Rule:
         from fnmatch import translate
 
         timezone, names, self.minimum_msec, globs = terms
-        names, globs = tuple(sorted({*names})), tuple(sorted({*globs}))
-        self.terms: Terms = (timezone, names, self.minimum_msec, globs)
+        self.names = tuple(sorted({*names}))
+        self.terms: Terms = (timezone, self.names, self.minimum_msec, tuple(sorted({*globs})))
         self.zone = time_zone(timezone)
         # The events of a single name are found by that; others only if they hold the parameter.
-        only = re.fullmatch(r"[A-Za-z0-9_]+", "\0".join(names))
+        only = re.fullmatch(r"[A-Za-z0-9_]+", "\0".join(self.names))
+        self.has_any_name = "*" in self.names
         self.needs_time = only is None
         self.needle = (only[0] if only else ENGAGEMENT_TIME).encode()
         # Most escapes are those of <, > and &. These can spell the needle.
@@ -305,14 +310,17 @@ class Rule:
                 + HAS_TIME * (key == ENGAGEMENT_TIME)
             )
         )
-        self.date_of_stretch = Memo(self.date_throughout)
+        # One conversion does for all events of 1000 seconds, or of 100 around midnight. The number
+        # of such a stretch is the first digits of a timestamp.
+        self.date_of_stretch = Memo(partial(self.date_throughout, 10**9))
+        self.date_of_part = Memo(partial(self.date_throughout, 10**8))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rule_of, self.terms  # which keeps what it remembers, on a cluster
 
     def is_named(self, name: Any) -> bool:
         """Whether events of a name can make a user active."""
-        return "*" in self.terms[1] or (type(name) is str and name in self.terms[1])
+        return self.has_any_name or (type(name) is str and name in self.names)
 
     def reading(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
         """The date and the user of an engagement event, and whether that is active; None of another
@@ -340,52 +348,54 @@ class Rule:
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
         """The number of engagement events among some events, and the users of the active ones: what
         reading says of each, all at once. Raises whatever, where it can't tell as quickly."""
-        names, role_of, needs_time = self.terms[1], self.role_of, self.needs_time
-        has_any_name = "*" in names
+        role_of = self.role_of
+        dates = self.date_of_stretch
         times: list[Any] = []
         msecs: list[Any] = []
-        valuable = []
-        pseudo_ids = []
+        users: list[str | None] = []
         for event in events:
-            if not has_any_name and event.event_name not in names:
+            if not self.has_any_name and event.event_name not in self.names:
                 continue
             msec = None
             is_valuable = False
             for parameter in event.event_params:
                 role = role_of[parameter.key]
-                if role:
+                if role == VALUABLE:
+                    is_valuable = True
+                elif role:
+                    if msec is not None or parameter.value.int_value is None:
+                        raise BadRecord("there is not one engagement time")
+                    msec = parameter.value.int_value
                     is_valuable = is_valuable or role != HAS_TIME
-                    if role != VALUABLE:
-                        if msec is not None or parameter.value.int_value is None:
-                            raise BadRecord("has not one engagement time")
-                        msec = parameter.value.int_value
             if msec is None:
-                if needs_time:
+                if self.needs_time:
                     continue
                 msec = "0"
                 is_valuable = False
             times.append(event.event_timestamp)
             msecs.append(msec)
-            valuable.append(is_valuable)
-            pseudo_ids.append(event.user_pseudo_id)
-        times = list(map(str, times))
-        sizes = set(map(len, times))
-        digits = "".join([*times, *map(str, msecs)])
-        if times and not (digits.isascii() and digits.isdigit() and sizes <= {*range(10, 17)}):
-            raise BadRecord("has an unusual number")
-        users: Users = defaultdict(list)
-        found = zip(times, msecs, valuable, pseudo_ids, strict=True)
-        for timestamp, msec, is_valuable, user in found:
-            if int(msec) >= self.minimum_msec and is_valuable:
-                day = self.date_of_stretch[timestamp[:-9]] or self.date_at(int(timestamp))
-                users[day].append(user)
-        return len(times), users
+            users.append(event.user_pseudo_id if is_valuable else NOT_VALUABLE)
+        if not times:
+            return 0, {}
+        try:
+            digits = "".join(times + msecs)
+        except TypeError:  # they are JSON numbers
+            times = list(map(str, times))
+            digits = "".join([*times, *map(str, msecs)])
+        if not (digits.encode().isdigit() and {*map(len, times)} <= USUAL_LENGTHS):
+            raise BadRecord("there is an unusual number")
+        found: Users = defaultdict(list)
+        for text, msec, user in zip(times, map(int, msecs), users, strict=True):
+            if msec >= self.minimum_msec and user is not NOT_VALUABLE:
+                day = dates[text[:-9]] or self.date_of_part[text[:-8]] or self.date_at(int(text))
+                found[day].append(user)
+        return len(times), found
 
-    def date_throughout(self, stretch: str) -> str:
-        """The date of a whole stretch of 1000 seconds since 1970 UTC; empty if it holds a midnight
-        or a change of the clocks. So one conversion does for all of it."""
-        start = int(stretch) * STRETCH
-        first, last = self.local_time(start), self.local_time(start + STRETCH - 1)
+    def date_throughout(self, length: int, number: str) -> str:
+        """The date of a whole stretch of time, of so many microseconds, by its number since 1970
+        UTC; empty if it holds a midnight or a change of the clocks."""
+        first = self.local_time(int(number) * length)
+        last = self.local_time(int(number) * length + length - 1)
         same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
         return first.date().isoformat() if same else ""
 
@@ -507,12 +517,12 @@ class Batch(Struct):
         """Make pieces of the users on some dates, and tally the others."""
         for day, users in self.users.items():
             self.tally.active_events += len(users)
-            self.tally.anonymous_events += users.count(None) + users.count("")
+            named = list(filter(None, users))
+            self.tally.anonymous_events += len(users) - len(named)
             if not dates[0] <= day <= dates[1]:
                 self.tally.out_of_range_events += len(users)
                 self.tally.too_early += len(users) * (day < FIRST_DATE)
                 continue
-            named = list(filter(None, users))
             each = list(dict.fromkeys(map(named.__getitem__, stringzilla.Strs(named).argsort())))
             for start in range(0, len(each), PIECE):
                 some = each[start : start + PIECE]
@@ -615,7 +625,7 @@ class Scanner(Struct):
         Raises ValueError or RecursionError if one is unusual in any way."""
         view = memoryview(buffer)[:stop]
         wants_all = self.is_dense or self.validate
-        found = [view] if wants_all else []
+        found = []
         if not wants_all:
             at = stringzilla.find(buffer, self.rule.needle, 0, stop)
             while 0 <= at < stop:
@@ -624,7 +634,8 @@ class Scanner(Struct):
                 end = stop if end < 0 else end
                 found.append(view[start:end])
                 at = stringzilla.find(buffer, self.rule.needle, end, stop)
-        events = usual_event.decode_lines(str(b"\n".join(found), "utf-8"))
+        text = str(view if wants_all else b"\n".join(found), "utf-8")
+        events = usual_event.decode_lines(text)
         if len(events) != (lines if wants_all else len(found)):
             raise BadRecord("there are two objects on a line")
         return events
@@ -961,9 +972,16 @@ def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
     return ((part, batch) for part in parts for batch in scan(part))
 
 
+def threads(number: int) -> ThreadPoolExecutor:
+    """Threads beside the main one, which leave signals to that."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    block = (signal.SIG_BLOCK, STOPS)
+    return ThreadPoolExecutor(number, initializer=signal.pthread_sigmask, initargs=block)
+
+
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
     """Like scan_in_turn, in several processes at once, each at the end of a pipe of its own."""
-    from concurrent.futures import ThreadPoolExecutor
     from queue import SimpleQueue
 
     idle: SimpleQueue[Any] = SimpleQueue()
@@ -991,8 +1009,7 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
         return itertools.chain(first, itertools.chain.from_iterable(rest))
 
     with about("scanning processes"), worker_processes(workers, scan) as connections:
-        block = signal.pthread_sigmask, (signal.SIG_BLOCK, STOPS)  # signals are the main thread's
-        executor = ThreadPoolExecutor(workers, "scan", *block)
+        executor = threads(workers)
         try:
             for connection in connections:
                 idle.put(connection)
@@ -1153,7 +1170,7 @@ class Load:
     def stage(self) -> None:
         """Move the pieces in memory to the temporary database."""
         if self.staged is None:
-            self.staged = sqlite3.connect("", isolation_level=None)
+            self.staged = sqlite3.connect("", isolation_level=None, check_same_thread=False)
             self.staged.execute("PRAGMA journal_mode = OFF")
             self.staged.execute("CREATE TABLE piece (date TEXT, first TEXT, users TEXT)")
             self.staged.execute("CREATE INDEX piece_order ON piece (date, first)")
@@ -1164,7 +1181,19 @@ class Load:
         self.held = 0
 
     def users(self, day: str) -> Iterator[list[str]]:
-        """Yield the users of a date in order, each once, some 65,536 at a time."""
+        """Yield the users of a date in order, each once, some 65,536 at a time; of a large load the
+        next are made while the database stores the last."""
+        slices = self.slices(day)
+        if self.staged is None:
+            yield from slices
+            return
+        with threads(1) as executor:
+            following = executor.submit(next, slices, None)
+            while users := following.result():
+                following = executor.submit(next, slices, None)
+                yield users
+
+    def slices(self, day: str) -> Iterator[list[str]]:
         pieces: Iterable[tuple[str, str]] = sorted(self.pieces.get(day, ()))
         if self.staged is not None:
             from heapq import merge
