@@ -38,7 +38,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 
 import click
 import msgspec
@@ -910,36 +910,6 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
     return parts
 
 
-def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
-    """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
-    moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
-    if "://" in source or os.path.isfile(source):
-        yield from itertools.takewhile(lambda _: not stopped, ranges([source], BATCH))
-        return
-    # Without blocking: it may be long until a named pipe is opened at its other end.
-    descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb", buffering=0, closefd=source != "-"):
-        held = bytearray()
-        start = 0
-        while not stopped:
-            chunk = None
-            if select.select([descriptor], [], [], TICK)[0]:
-                chunk = os.read(descriptor, 1 << 20)
-                length = len(held) + chunk.rfind(b"\n") + 1 if b"\n" in chunk or not chunk else 0
-                held += chunk
-                if length:
-                    yield Range(source, start, data=bytes(held[:length]))
-                    start += length
-                    del held[:length]
-                if len(held) > MAX_LINE:
-                    raise Refused(TOO_LONG)
-            if chunk == b"":
-                return
-            yield None
-        if held:
-            say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
-
-
 # -- Scanning ranges, here or elsewhere ------------------------------------------------------------
 #
 # Ranges are handed out a bounded number ahead, and what was found in them is taken in the order of
@@ -948,7 +918,6 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
 SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
 PER_WORKER = 3  # ranges that a worker has been given, or has finished before their turn
 HELD = 12 << 20  # bytes of users to hold in memory
-TICK = 0.2  # seconds without input after which a live load looks at the clock
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
@@ -1614,8 +1583,6 @@ def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
 
 # -- Loading ---------------------------------------------------------------------------------------
 
-SHORT = 0.5  # seconds a live load waits for a lock: meanwhile it locks out new readers
-LIVE_HELD = 256 << 10  # bytes of users it commits at once: readers are locked out for moments only
 CHANGES = ("added", "removed", "held", "left_out")
 
 
@@ -1651,7 +1618,6 @@ class Loader(Struct):
     replace: bool = False
     validate: bool = False
     dry_run: bool = False
-    is_live: bool = False
     most: int = 0  # bad records to tolerate
     rejects: Any = None  # a file that all of them are appended to
     bar: Any = None
@@ -1661,6 +1627,7 @@ class Loader(Struct):
     part: Range | None = None  # the latest
     lines: int = 0  # of its source, before the next batch
     bad_records: int = 0  # of this load
+    is_live: ClassVar[bool] = False
 
     def scanner(self) -> Scanner:
         """A scanner for the dates, of which the last may be tomorrow; beside those that it replaces
@@ -1751,81 +1718,6 @@ class Loader(Struct):
                 self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
             self.commit(load)
 
-    def load_live(self, sources: list[str], every: float) -> None:
-        """Load what comes through pipes, every so many seconds, until their end or a signal.
-
-        As long as the database is locked, full or restarting, what was read is kept, and no more
-        is read than a bound. Raises LoadError.
-        """
-        stopped: list[int] = []
-        for number in (*STOPS, signal.SIGHUP):
-            if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, lambda number, _: stopped.append(number))
-        load = Load()
-        failure: LoadError | None = None
-        is_waiting = False
-        due = time.monotonic() + every
-        for found in self.arriving(sources, stopped):
-            if isinstance(found, LoadError):
-                failure = found
-            elif found:
-                self.take(load, *found)
-            while not stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
-                if is_waiting and time.monotonic() < due:
-                    time.sleep(TICK)
-                    continue
-                is_waiting = not self.is_committed(load, is_waiting, every)
-                if not is_waiting:
-                    load.close()
-                    load = Load()
-                due = time.monotonic() + every
-        if load.tally.lines:
-            self.commit_at_last(load, stopped)
-        if failure:
-            raise failure
-
-    def arriving(
-        self, sources: Iterable[str], stopped: list[int]
-    ) -> Iterator[tuple[Range, Batch] | LoadError | None]:
-        """Yield what is found in what arrives, None when nothing has come for a while, and last
-        what ended it if that is an error."""
-        try:
-            for source in sources:
-                with about(source):
-                    for part in arriving(source, stopped):
-                        yield from scan_in_turn([part], self.scanner()) if part else (None,)
-        except LoadError as error:
-            yield error
-
-    def is_committed(self, load: Load, is_waiting: bool, every: float) -> bool:
-        """Whether a load could be committed; if not, that is said the first time."""
-        try:
-            if load.tally.lines:
-                self.commit(load, SHORT)
-        except Unavailable as error:
-            if not is_waiting:
-                say(f"{error}; what was read waits, trying again every {every:g} s")
-            return False
-        return True
-
-    def commit_at_last(self, load: Load, stopped: list[int]) -> None:
-        """Commit what is left when a live load ends; wait as long as any load does, or until one
-        more signal. Raises LoadError, and says what was not stored."""
-        handle_stops(
-            lambda number, frame: stop(number, frame) if stopped else stopped.append(number)
-        )
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return self.commit(load, max(deadline - time.monotonic(), SHORT))
-            except (Unavailable, SystemExit) as error:
-                if isinstance(error, Unavailable) and time.monotonic() < deadline:
-                    time.sleep(TICK)
-                    continue
-                last = f"{shown(self.part.source)}:{self.lines}" if self.part else ""
-                say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
-                raise
-
     def warn(self) -> None:
         """Warn of a load that held nothing of what it is about."""
         tally = self.report.tally
@@ -1871,6 +1763,124 @@ def opened_rejects(path: str | None) -> Iterator[Any]:
     finally:
         with contextlib.suppress(OSError):  # all has been flushed, or that has failed
             file.close()
+
+
+# -- Loading what arrives --------------------------------------------------------------------------
+#
+# A live load is a sequence of ordinary loads, each of the whole lines that came in an interval.
+
+SHORT = 0.5  # seconds to wait for a lock: meanwhile it locks out new readers
+LIVE_HELD = 256 << 10  # bytes of users to commit at once: readers are locked out for moments only
+TICK = 0.2  # seconds without input after which to look at the clock
+
+
+def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
+    """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
+    moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
+    if "://" in source or os.path.isfile(source):
+        yield from itertools.takewhile(lambda _: not stopped, ranges([source], BATCH))
+        return
+    # Without blocking: it may be long until a named pipe is opened at its other end.
+    descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0, closefd=source != "-"):
+        held = bytearray()
+        start = 0
+        while not stopped:
+            chunk = None
+            if select.select([descriptor], [], [], TICK)[0]:
+                chunk = os.read(descriptor, 1 << 20)
+                length = len(held) + chunk.rfind(b"\n") + 1 if b"\n" in chunk or not chunk else 0
+                held += chunk
+                if length:
+                    yield Range(source, start, data=bytes(held[:length]))
+                    start += length
+                    del held[:length]
+                if len(held) > MAX_LINE:
+                    raise Refused(TOO_LONG)
+            if chunk == b"":
+                return
+            yield None
+        if held:
+            say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
+
+
+class LiveLoader(Loader):
+    """Loads what comes through pipes, until their end or a signal.
+
+    As long as the database is locked, full or restarting, what was read is kept, and no more is
+    read than a bound.
+    """
+
+    every: float = 1.0  # seconds
+    stopped: list[int] = []  # the signals that have come
+    is_live: ClassVar[bool] = True
+
+    def load_arriving(self, sources: list[str]) -> None:
+        """Load what comes, every so many seconds. Raises LoadError."""
+        for number in (*STOPS, signal.SIGHUP):
+            if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda number, _: self.stopped.append(number))
+        load = Load()
+        failure: LoadError | None = None
+        is_waiting = False
+        due = time.monotonic() + self.every
+        for found in self.arriving(sources):
+            if isinstance(found, LoadError):
+                failure = found
+            elif found:
+                self.take(load, *found)
+            while not self.stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
+                if is_waiting and time.monotonic() < due:
+                    time.sleep(TICK)
+                    continue
+                is_waiting = not self.is_committed(load, is_waiting)
+                if not is_waiting:
+                    load.close()
+                    load = Load()
+                due = time.monotonic() + self.every
+        if load.tally.lines:
+            self.commit_at_last(load)
+        if failure:
+            raise failure
+
+    def arriving(self, sources: list[str]) -> Iterator[tuple[Range, Batch] | LoadError | None]:
+        """Yield what is found in what arrives, None when nothing has come for a while, and last
+        what ended it if that is an error."""
+        try:
+            for source in sources:
+                with about(source):
+                    for part in arriving(source, self.stopped):
+                        yield from scan_in_turn([part], self.scanner()) if part else (None,)
+        except LoadError as error:
+            yield error
+
+    def is_committed(self, load: Load, is_waiting: bool) -> bool:
+        """Whether a load could be committed; if not, that is said the first time."""
+        try:
+            if load.tally.lines:
+                self.commit(load, SHORT)
+        except Unavailable as error:
+            if not is_waiting:
+                say(f"{error}; what was read waits, trying again every {self.every:g} s")
+            return False
+        return True
+
+    def commit_at_last(self, load: Load) -> None:
+        """Commit what is left when a live load ends; wait as long as any load does, or until one
+        more signal. Raises LoadError, and says what was not stored."""
+        again = self.stopped
+        handle_stops(lambda number, frame: stop(number, frame) if again else again.append(number))
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return self.commit(load, max(deadline - time.monotonic(), SHORT))
+            except (Unavailable, SystemExit) as error:
+                if isinstance(error, Unavailable) and time.monotonic() < deadline:
+                    time.sleep(TICK)
+                    continue
+                last = f"{shown(self.part.source)}:{self.lines}" if self.part else ""
+                say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
+                raise
 
 
 # -- The report ------------------------------------------------------------------------------------
@@ -2367,11 +2377,13 @@ def main(
             file = stack.enter_context(opened_rejects(None if dry_run else rejects))
             parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
             bar = stack.enter_context(progress_bar(progress, parts))
-            ways = (replace, validate, dry_run, bool(commit_every), max_bad_records)
-            loader = Loader(events, db, rule, dates, *ways, file, bar, Report(replace))
+            ways = (replace, validate, dry_run, max_bad_records, file, bar, Report(replace))
+            loader: Loader
             if commit_every:
-                loader.load_live(sources, commit_every)
+                loader = live = LiveLoader(events, db, rule, dates, *ways, every=commit_every)
+                live.load_arriving(sources)
             else:
+                loader = Loader(events, db, rule, dates, *ways)
                 loader.load_once(scanned(parts, loader.scanner(), workers, cluster))
             loader.warn()
             if not quiet:
