@@ -1,0 +1,545 @@
+"""What the README tells one to type, typed as it stands there. Only the names of machines, buckets
+and directories are others; what it starts every night is in test_operate.py."""
+
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from contextlib import closing
+from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from conftest import NOON, ROOT, Loader, environment, event, lines
+from test_operate import README, Night, blocks
+from test_postgres import BIN, PostgresLoader, running
+from test_robust import wait_for
+
+DAY = 86_400 * 10**6
+REPORT = README.split("```text\n")[1].split("```")[0]
+needs_postgres = pytest.mark.skipif(
+    not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
+)
+
+
+def the_block(language: str, start: str) -> str:
+    (block,) = [block for block in blocks(language) if block.startswith(start)]
+    return block
+
+
+def inline(start: str) -> str:
+    """The command in the text that starts so."""
+    (command,) = re.findall(rf"`({re.escape(start)}[^`]*)`", README)
+    return str(command)
+
+
+class Clone:
+    """A clone of the project, and its .venv of which the programs are those of these tests."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / "clone"
+        shutil.copytree(ROOT / "data", self.directory / "data")
+        for name in ("load_active_users.py", "schema.sql"):
+            shutil.copy(ROOT / name, self.directory)
+        (self.directory / "tests").symlink_to(ROOT / "tests")
+        programs = self.directory / ".venv" / "bin"
+        programs.mkdir(parents=True)
+        for name, start in (("python", [sys.executable]), ("dask", [sys.executable, "-m", "dask"])):
+            (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(start)} "$@"\n')
+            (programs / name).chmod(0o755)
+        self.loader = Loader(self.directory)
+
+    def run(self, command: str, **env: str) -> tuple[int, str, str]:
+        """The exit status, standard output and standard error of a command."""
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=self.directory,
+            env=environment({"COLUMNS": "80", **env}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    return Night(tmp_path)
+
+
+# -- The README as a whole
+
+
+def test_there_is_a_test_for_every_block() -> None:
+    """When one is added, a test that runs it belongs here, in test_operate.py or test_live.py."""
+    languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
+    assert Counter(languages) == {
+        "sh": 2,  # run by .ci/run too
+        "text": 2,
+        "console": 7,
+        "crontab": 1,
+        "ini": 2,
+        "sql": 5,
+    }
+
+
+def test_what_it_links_to_is_there() -> None:
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    anchors = {f"#{heading.lower().replace(' ', '-')}" for heading in headings}
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    tests = [f"tests/{name}" for name in re.findall(r"`(\w+\.py)`", README)]
+    assert len(links) >= 3
+    assert len(tests) >= 10
+    missing = [name for name in {*links, *tests} - anchors if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_options_in_the_text_are_options(clone: Clone) -> None:
+    text, _, _ = README.replace("```text\nUsage", "\0").partition("\0")
+    status, out, _ = clone.run(".venv/bin/python load_active_users.py --help")
+    assert status == 0
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", out))
+    named = set(re.findall(r"`(--[a-z][a-z-]+)", text))
+    assert len(named) >= 8
+    assert named - options == set()
+
+
+# -- Start
+
+
+def test_the_two_commands_of_the_start(clone: Clone) -> None:
+    """Their last steps; .ci/run runs all of them, in a new .venv."""
+    install = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+    load, test = (block.removeprefix(install) for block in blocks("sh"))
+    assert test == ".venv/bin/python -m pytest -q\n"
+    assert clone.run(load) == (0, REPORT, "")
+    again = re.sub(r"(\d+)  █", "0  █", REPORT).replace("(64 new)", "(0 new)")
+    assert [line.split() for line in clone.run(load)[1].splitlines()] == [
+        line.split() for line in again.splitlines()
+    ]
+    before = (clone.directory / "data" / "active_users.png").read_bytes()
+    (clone.directory / "data" / "active_users.png").unlink()
+    status, _, err = clone.run(f"{load.strip()} {inline('--plot ')}")
+    assert (status, err) == (0, "")
+    assert (clone.directory / "data" / "active_users.png").read_bytes()[:8] == before[:8]
+
+
+# -- Getting the events out of BigQuery
+
+
+def test_the_shell_hands_bigquery_what_is_meant(clone: Clone) -> None:
+    """With a bq that shows its arguments: one may not be had without an account."""
+    bq = clone.directory / "bq"
+    bq.write_text("#!/bin/sh\nprintf '<%s>' \"$@\"\n")
+    bq.chmod(0o755)
+    path = f"{clone.directory}:/usr/bin:/bin"
+    status, out, err = clone.run(the_block("console", "bq extract"), PATH=path)
+    uri = "gs://my-bucket/events/2020-01-05-*.json.gz"
+    assert (status, err) == (0, "")
+    assert re.findall("<([^>]*)>", out) == [
+        "extract",
+        "--destination_format",
+        "NEWLINE_DELIMITED_JSON",
+        "--compression",
+        "GZIP",
+        "my-project:analytics_123456789.events_20200105",
+        uri,
+    ]
+    status, out, err = clone.run(the_block("console", "bq query"), PATH=path)
+    assert (status, err) == (0, "")
+    command, option, sql = re.findall("<([^>]*)>", out)
+    assert (command, option) == ("query", "--use_legacy_sql=false")
+    assert (
+        sql.split()
+        == (
+            f"EXPORT DATA OPTIONS (uri = '{uri}', format = 'JSON', compression = 'GZIP', "
+            "overwrite = true) AS SELECT event_name, event_timestamp, event_params, user_pseudo_id "
+            "FROM `my-project.analytics_123456789.events_20200105` "
+            "WHERE event_name = 'user_engagement'"
+        ).split()
+    )
+    assert uri in the_block("console", ".venv/bin/python load_active_users.py 'gs:")
+
+
+# -- What counts as active
+
+
+def test_a_rule_closer_to_that_of_google(clone: Clone) -> None:
+    command = the_block("console", ".venv/bin/python load_active_users.py --db google.db")
+    status, _, err = clone.run(command)
+    assert (status, err) == (0, "")
+    clone.loader.db = clone.directory / "google.db"
+    assert clone.loader.table() == {"2019-12-29": 11, "2019-12-30": 40, "2019-12-31": 24}
+    status, out, err = clone.run(re.sub(r"--event-name \S+ ", "", command))
+    assert (status, out) == (1, "")
+    assert "was filled under the rule" in err
+
+
+def test_a_correction(clone: Clone) -> None:
+    """Another export of the date in the README: exactly its users are active on it afterwards."""
+    (found,) = re.findall(r"`(--replace --dates (\S+))`", README)
+    options, day = found
+    noon = NOON + (date.fromisoformat(day) - date(2019, 12, 30)).days * DAY
+    spam = [event(user, noon) for user in ("a", "spam")] + [event("spam", noon + DAY)]
+    clone.loader.load("-", input=lines(*spam))
+    clone.loader.load(*options.split(), "-", input=lines(event("a", noon), event("b", noon)))
+    users = "SELECT user_pseudo_id FROM active_user WHERE date = "
+    next_day = date.fromisoformat(day) + timedelta(1)
+    assert clone.loader.query(f"{users}'{day}'") == [("a",), ("b",)]
+    assert clone.loader.query(f"{users}'{next_day}'") == [("spam",)]
+
+
+# -- Every night
+
+
+class Health(BaseHTTPRequestHandler):
+    """Notes what is asked for, and answers with one status."""
+
+    asked: list[str]
+    status: int
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(self.status)
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"OK\n")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def health() -> Iterator[tuple[str, type[Health]]]:
+    """The URL of a health check, and what it is asked for."""
+    handler = type("Handler", (Health,), {"asked": [], "status": 200})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", handler
+        server.shutdown()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_health_check(night: Night, health: tuple[str, type[Health]]) -> None:
+    """Is told the exit status of each line, and nothing is printed, but when it does not answer."""
+    url, handler = health
+    place = "https://health.example.com"
+    report = inline("; curl ")
+    assert report.count(place) == 1
+
+    def run(command: str, url: str = url) -> tuple[int, str, str]:
+        return night.run(command + report.replace(place, url))
+
+    assert run(night.yesterday) == (0, "", "")
+    assert run(night.late) == (0, "", "")
+    assert night.counts() == [8, 6, 4, 2]
+    night.keep_only()
+    assert run(night.yesterday) == (0, "", night.missing())
+    assert run(night.rotate) == (0, "", "")
+    assert handler.asked == [f"/active-users/{status}" for status in (0, 0, 1, 0)]
+    handler.status = 500
+    status, out, err = run(night.late)
+    assert (status, out, err.count("\n")) == (22, "", 1)
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        report = report.replace("-m 10 ", "-m 1 ")
+        status, out, err = run(night.rotate, silent_url)
+    assert (status, out, err.count("\n")) == (28, "", 1)
+
+
+def test_a_night_without_an_engagement_event_is_told(night: Night) -> None:
+    night.keep_only()
+    night.shard(1, 0, lines({"event_name": "first_visit"}))
+    status, out, err = night.run(night.yesterday)
+    assert (status, out, err.count("\n")) == (0, "", 1)
+    assert err.startswith("Warning: ")
+
+
+@pytest.mark.skipif(not shutil.which("crontab"), reason="needs crontab, to check it")
+def test_cron_takes_the_crontab(tmp_path: Path) -> None:
+    (tmp_path / "crontab").write_text(blocks("crontab")[0])
+    check = ["crontab", "-n", str(tmp_path / "crontab")]
+    done = subprocess.run(check, capture_output=True, text=True)
+    if "invalid option" in done.stderr:
+        pytest.skip("this crontab can't check")
+    assert done.returncode == 0, done.stderr
+
+
+def unit(text: str) -> dict[str, str]:
+    parser = RawConfigParser(strict=True)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    return {name: value for section in parser.sections() for name, value in parser[section].items()}
+
+
+def test_the_units_do_what_the_crontab_does(night: Night) -> None:
+    service, timer = (unit(night.here(block)) for block in blocks("ini"))
+    assert timer["OnCalendar"] == "*-*-* 04:15"
+    assert "\n15 4 * * * " in blocks("crontab")[0]
+    (start,) = re.findall("`systemctl enable --now (.*)`", README)
+    assert README.count(f"`/etc/systemd/system/{start}`") == 1
+    assert README.count(f"`/etc/systemd/system/{start.removesuffix('.timer')}.service`") == 1
+    name, _, db = service["Environment"].partition("=")
+    assert {name: db} == {"LOAD_ACTIVE_USERS_DB": str(night.loader.db)}
+    command = service["ExecStart"].replace("$$", "$").replace("%%", "%")
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=service["WorkingDirectory"],
+        env={"PATH": "/usr/bin:/bin", name: db},
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert night.counts() == [2]
+
+
+# -- Tables and queries: the same on both databases
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running() as url:
+        yield url
+
+
+@pytest.fixture(params=["SQLite", pytest.param("PostgreSQL", marks=needs_postgres)])
+def loader(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
+    if request.param == "SQLite":
+        return Loader(tmp_path)
+    return PostgresLoader(tmp_path, request.getfixturevalue("server"))
+
+
+def change(loader: Loader, statement: str) -> None:
+    if isinstance(loader, PostgresLoader):
+        loader.query(statement)
+    else:
+        loader.execute(statement)
+
+
+def day_of(number: int) -> str:
+    return str(date(2019, 12, 30) + timedelta(number))
+
+
+def load_days(loader: Loader, *days: int) -> None:
+    """Each on the morning after it, with a user who comes on every one and others who do not."""
+    for day in days:
+        users = ["always", *(f"{day}-{n}" for n in range(day % 3))]
+        loader.load("-", input=lines(*(event(user, NOON + day * DAY) for user in users)))
+        newest = "(SELECT max(loaded_at) FROM load_log)"
+        change(
+            loader,
+            f"UPDATE load_log SET loaded_at = '{morning_after(day)}' WHERE loaded_at = {newest}",
+        )
+
+
+def morning_after(day: int) -> str:
+    return f"{day_of(day + 1)}T04:15:00Z"
+
+
+def rows(loader: Loader, query: str) -> list[tuple[Any, ...]]:
+    """As text and numbers, whatever the database has for them."""
+
+    def plain(value: Any) -> Any:
+        return value if value is None or isinstance(value, str) else float(value)
+
+    return [tuple(map(plain, row)) for row in loader.query(query)]
+
+
+def test_the_last_dates(loader: Loader) -> None:
+    loader.load("-", input=lines(*(event("a", NOON + n * DAY) for n in range(40))))
+    change(loader, "INSERT INTO active_user_table VALUES ('2999-12-31', 9)")
+    expected = [(day_of(n), 1) for n in reversed(range(10, 40))]
+    assert rows(loader, the_block("sql", "SELECT date, active_user_count")) == expected
+
+
+def test_the_trend(loader: Loader) -> None:
+    days = [*range(8), *range(27, 30)]
+    users = {day: {"always", *(f"{day}-{n}" for n in range(day % 3))} for day in days}
+    load_days(loader, *days)
+    expected = []
+    for day in days:
+        week = [users[one] for one in days if day - 7 < one <= day]
+        month = [users[one] for one in days if day - 28 < one <= day]
+        average = round(sum(map(len, week)) / len(week) + 1e-9, 1)
+        wau, mau = len(set().union(*week)), len(set().union(*month))
+        stickiness = round(len(users[day]) / mau, 4)
+        expected.append((day_of(day), average, wau, mau, stickiness, day + 1))
+    assert rows(loader, the_block("sql", "SELECT date, seven_day_average")) == expected
+
+
+def test_a_night_is_missing(loader: Loader) -> None:
+    """Two of them, before the newest date but one."""
+    load_days(loader, 1, 2, 5, 6)
+    query = the_block("sql", "SELECT date, days - lag(days)")
+    assert rows(loader, query) == [
+        (day_of(6), 0, morning_after(6)),
+        (day_of(5), 2, morning_after(5)),
+        (day_of(2), 0, morning_after(2)),
+        (day_of(1), None, morning_after(1)),
+    ]
+    change(loader, f"DELETE FROM load_log WHERE loaded_at < '{day_of(5)}'")
+    assert rows(loader, query)[-1] == (day_of(1), None, morning_after(5))
+
+
+def test_the_last_loads(loader: Loader) -> None:
+    load_days(loader, *range(9))
+    change(loader, "UPDATE load_log SET seconds = 0.5")
+    assert rows(loader, the_block("sql", "SELECT loaded_at, ")) == [
+        (morning_after(n), 0.5, '["-"]', 1 + n % 3, 0, 1 + n % 3, 0) for n in reversed(range(2, 9))
+    ]
+
+
+def test_a_person_is_deleted(loader: Loader) -> None:
+    """No count and no trend changes, since all the rows have one new id."""
+    statement = the_block("sql", "UPDATE active_user")
+    (user,) = re.findall(r"user_pseudo_id = '([^']+)'", statement)
+    events = [event(user), event(user, NOON + DAY), event("b"), event("b", NOON + DAY)]
+    loader.load("-", input=lines(*events))
+    trend = "SELECT * FROM active_user_trend ORDER BY date"
+    before = rows(loader, trend)
+    change(loader, statement)
+    assert rows(loader, trend) == before
+    found = loader.query("SELECT user_pseudo_id, count(*) FROM active_user GROUP BY 1")
+    (deleted,) = (name for name, _ in found if name != "b")
+    assert deleted.startswith("deleted-")
+    assert sorted(found) == [("b", 2), (deleted, 2)]
+
+
+# -- Live: see test_live.py
+
+
+# -- Past one machine
+
+
+@pytest.fixture
+def postgres(tmp_path: Path, server: str) -> PostgresLoader:
+    return PostgresLoader(tmp_path, server)
+
+
+def here(postgres: PostgresLoader, command: str) -> str:
+    """A command of the README, for this server."""
+    place = "postgresql://loader@db.example.com/analytics"
+    assert command.count(place) == 1
+    return command.replace(place, postgres.url.replace(":p%40ss@", "@"))
+
+
+@needs_postgres
+@pytest.mark.parametrize("place", ["~/.pgpass", "PGPASSWORD"])
+def test_where_the_password_belongs(clone: Clone, postgres: PostgresLoader, place: str) -> None:
+    assert f"`{place}`" in README
+    load = the_block("console", ".venv/bin/python load_active_users.py --db postgresql:")
+    env = {"HOME": str(clone.directory)}
+    if place == "PGPASSWORD":
+        env[place] = "p@ss"
+    else:
+        (clone.directory / ".pgpass").write_text("*:*:*:loader:p@ss\n")
+        (clone.directory / ".pgpass").chmod(0o600)
+    assert clone.run(here(postgres, load), **env) == (0, REPORT, "")
+    assert [count for _, count in postgres.query("SELECT * FROM active_user_table")] == [11, 31, 22]
+
+
+@needs_postgres
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_users_are_forgotten_and_their_counts_are_kept(
+    clone: Clone, postgres: PostgresLoader
+) -> None:
+    now = int(time.time()) * 10**6
+    postgres.load("-", input=lines(*(event(f"{n}", now - n * DAY) for n in (398, 403))))
+    before = postgres.query("SELECT * FROM active_user_table ORDER BY date")
+    status, out, err = clone.run(here(postgres, inline("psql -c ")), PGPASSWORD="p@ss")
+    assert (status, out, err) == (0, "DELETE 1\n", "")
+    assert postgres.query("SELECT user_pseudo_id FROM active_user") == [("398",)]
+    assert postgres.query("SELECT * FROM active_user_table ORDER BY date") == before
+
+
+def test_shards_of_a_bucket(clone: Clone) -> None:
+    """Of a directory, by a URL of fsspec's."""
+    command = the_block("console", ".venv/bin/python load_active_users.py 'gs:")
+    events = clone.directory / "events"
+    events.mkdir()
+    for shard in range(2):
+        (events / f"2020-01-05-{shard:012}.json.gz").write_bytes(lines(event(f"{shard}")))
+    (events / "2020-01-06-000000000000.json.gz").write_bytes(lines(event("not named")))
+    status, _, err = clone.run(command.replace("gs://my-bucket", f"file://{clone.directory}"))
+    assert (status, err) == (0, "")
+    assert clone.loader.table() == {"2019-12-30": 2}
+
+
+def test_a_cluster(clone: Clone) -> None:
+    block = the_block("console", ".venv/bin/dask scheduler")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    block = block.replace("scheduler:8786", address)
+    block = block.replace("s3://my-bucket", f"file://{clone.directory}")
+    scheduler, worker, load = block.splitlines()
+    scheduler += f" --host {address.replace(':', ' --port ')} --no-dashboard"
+    worker += " --host 127.0.0.1 --no-dashboard --local-directory ."
+    (clone.directory / "events").mkdir()
+    (clone.directory / "events" / "2020-01-05-0.json").write_bytes(lines(event("a"), event("b")))
+    log = clone.directory / "log"
+    processes = []
+    try:
+        for command in (scheduler, worker):
+            with log.open("ab") as output:
+                processes.append(
+                    subprocess.Popen(
+                        ["sh", "-c", f"exec {command}"],
+                        cwd=clone.directory,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
+        assert wait_for(lambda: b"Registered to" in log.read_bytes()), log.read_text()
+        status, _, err = clone.run(load)
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(60)
+    assert (status, err) == (0, "")
+    assert clone.loader.table() == {"2019-12-30": 2}
+
+
+# -- How fast
+
+
+def test_the_benchmark(clone: Clone) -> None:
+    """Its quickest part."""
+    command = inline(".venv/bin/pip install duckdb && ").partition(" && ")[2]
+    status, out, _ = clone.run(f"{command} --only startup")
+    assert status == 0
+    assert out.startswith("| input | contender | seconds |")
+
+
+# -- Options
+
+
+def test_bad_records(clone: Clone) -> None:
+    """The rest is loaded; what was bad is loaded once it is correct."""
+    bad = lines(event("a"), b"[]", event("b", msec="long"))
+    (clone.directory / "events.jsons").write_bytes(bad)
+    load = ".venv/bin/python load_active_users.py"
+    assert clone.run(f"{load} events.jsons")[0] == 1
+    assert not clone.loader.db.exists()
+    (options,) = re.findall(r"`(--max-bad-records \d+ --rejects bad\.jsons)`", README)
+    assert clone.run(f"{load} {options} events.jsons")[0] == 0
+    assert clone.loader.table() == {"2019-12-30": 1}
+    rejects = clone.directory / "bad.jsons"
+    assert rejects.read_bytes() == b"".join(bad.splitlines(keepends=True)[1:])
+    rejects.write_bytes(lines(event("b", msec="3000")))
+    assert clone.run(f"{load} bad.jsons")[0] == 0
+    assert clone.loader.table() == {"2019-12-30": 2}
