@@ -259,7 +259,7 @@ def integer(value: Any, name: str) -> int:
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC
-USUAL_LENGTHS = {*range(10, 17)}  # of a timestamp: after 1970-01-01 00:16 UTC, and before 2286
+USUAL_DIGITS = 16  # of a timestamp, at most: those before the year 2286 have no more
 FIRST_DATE = "2000-01-01"
 VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
 NOT_VALUABLE = "(not valuable)"  # a mark, in place of a user
@@ -382,13 +382,15 @@ class Rule:
         except TypeError:  # they are JSON numbers
             times = list(map(str, times))
             digits = "".join([*times, *map(str, msecs)])
-        if not (digits.encode().isdigit() and {*map(len, times)} <= USUAL_LENGTHS):
+        lengths = {*map(len, times)}
+        if not digits.encode().isdigit() or 0 in lengths or max(lengths) > USUAL_DIGITS:
             raise BadRecord("there is an unusual number")
+        if min(lengths) < 10:  # as of a clock that says 1970
+            times = [text.zfill(10) for text in times]
         found: Users = defaultdict(list)
         for text, msec, user in zip(times, map(int, msecs), users, strict=True):
             if msec >= self.minimum_msec and user is not NOT_VALUABLE:
-                day = dates[text[:-9]] or self.date_of_part[text[:-8]] or self.date_at(int(text))
-                found[day].append(user)
+                found[dates[text[:-9]] or self.date_at(int(text))].append(user)
         return len(times), found
 
     def date_throughout(self, length: int, number: str) -> str:
@@ -400,7 +402,12 @@ class Rule:
         return first.date().isoformat() if same else ""
 
     def date_at(self, timestamp: int) -> str:
-        return self.local_time(timestamp).date().isoformat()
+        """The date of a timestamp (microseconds UTC). Raises BadRecord."""
+        day = ""
+        if 0 <= timestamp < 10**USUAL_DIGITS:
+            text = str(timestamp).zfill(10)
+            day = self.date_of_stretch[text[:-9]] or self.date_of_part[text[:-8]]
+        return day or self.local_time(timestamp).date().isoformat()
 
     def local_time(self, timestamp: int) -> datetime:
         """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and
@@ -473,6 +480,7 @@ BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
+PARTS = 8  # of a block in which a line is unusual
 PIECE = 1024  # users in one JSON array
 SHOWN = 20  # bad records of a load to report in full
 Piece = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
@@ -554,7 +562,7 @@ class Scanner(Struct):
         with about(place), opened(part) as (stream, file, length):
             position = file.tell()
             for buffer, filled in blocks(stream, length, part.start == 0, self.block_size):
-                self.scan_block(buffer, filled, batch)
+                self.scan_block(buffer, 0, filled, batch)
                 size += filled
                 if size >= BATCH:
                     batch.tally.bytes = file.tell() - position
@@ -563,31 +571,48 @@ class Scanner(Struct):
                     lines += batch.tally.lines
                     size, batch = 0, Batch()
             batch.tally.bytes = file.tell() - position
-        yield batch.close(self.dates)
+            yield batch.close(self.dates)
 
-    def scan_block(self, buffer: bytearray, length: int, batch: Batch) -> None:
-        """Add the whole lines in the first length bytes of a buffer to a batch."""
-        stop = length - (buffer[length - 1] == NEWLINE)
-        lines = stringzilla.count(buffer, b"\n", 0, stop) + 1
+    def scan_block(self, buffer: bytearray, start: int, end: int, batch: Batch) -> None:
+        """Add the whole lines between two offsets of a buffer to a batch: at once, or where one of
+        them is unusual in smaller parts, and at last line by line."""
+        stop = end - (buffer[end - 1] == NEWLINE)
+        lines = stringzilla.count(buffer, b"\n", start, stop) + 1
+        if self.scan_quickly(buffer, start, stop, lines, batch):
+            return
+        size = (end - start) // PARTS if lines > PARTS else 0
+        while start < end:
+            # the end of a part, or else of a line
+            after = buffer.rfind(b"\n", start, min(start + size, end)) + 1
+            after = after or buffer.find(b"\n", start, end) + 1 or end
+            if size:
+                self.scan_block(buffer, start, after, batch)
+            else:
+                line = bytes(memoryview(buffer)[start:after])
+                self.scan_line(line.removesuffix(b"\n"), batch)
+            start = after
+
+    def scan_quickly(
+        self, buffer: bytearray, start: int, stop: int, lines: int, batch: Batch
+    ) -> bool:
+        """Whether all of some lines could be added to a batch at once."""
         # Every line is framed as an object if all that is between them is "}\n{", or with CRLF.
         is_crlf = buffer[stop - 1] == RETURN
-        last = stop - is_crlf
+        stop -= is_crlf
         between = b"}\r\n{" if is_crlf else b"}\n{"
-        is_framed = buffer[0] == OPEN and buffer[last - 1] == CLOSE
-        is_framed = is_framed and stringzilla.count(buffer, between, 0, last) == lines - 1
-        if is_framed and not self.has_escape(buffer, last, b"\\u0000"):
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
-                engagement_events, users = self.rule.active_users(self.events(buffer, last, lines))
-                self.is_dense = engagement_events > lines // 2
-                batch.add(engagement_events, users)
-                batch.tally.lines += lines
-                return
-        start = 0
-        for _ in range(lines):
-            end = buffer.find(b"\n", start, stop)
-            end = stop if end < 0 else end
-            self.scan_line(bytes(memoryview(buffer)[start:end]), batch)
-            start = end + 1
+        is_framed = stop > start and buffer[start] == OPEN and buffer[stop - 1] == CLOSE
+        is_framed = is_framed and stringzilla.count(buffer, between, start, stop) == lines - 1
+        if not is_framed or self.has_escape(buffer, start, stop, b"\\u0000"):
+            return False
+        try:
+            events = self.events(buffer, start, stop, lines)
+            engagement_events, users = self.rule.active_users(events)
+        except (ValueError, TypeError, RecursionError):
+            return False  # the plain reading finds out which line it is
+        self.is_dense = engagement_events > lines // 2
+        batch.add(engagement_events, users)
+        batch.tally.lines += lines
+        return True
 
     def scan_line(self, line: bytes, batch: Batch) -> None:
         """Add a line, without its newline, to a batch: this says what a line means."""
@@ -601,7 +626,7 @@ class Scanner(Struct):
             elif (
                 self.validate
                 or stringzilla.find(record, self.rule.needle) >= 0
-                or self.has_escape(record, len(record))
+                or self.has_escape(record, 0, len(record))
             ):
                 found = self.rule.reading(parsed(record))
                 if found:
@@ -612,29 +637,29 @@ class Scanner(Struct):
             if self.keep or len(batch.bad) < SHOWN:
                 batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
-    def has_escape(self, text: bytes | bytearray, stop: int, *escapes: bytes) -> bool:
+    def has_escape(self, text: bytes | bytearray, start: int, stop: int, *escapes: bytes) -> bool:
         """Whether a text has an escape that can spell the needle, or one of some others; most texts
         have no backslash at all."""
         escapes += self.rule.escapes
-        return text.find(b"\\", 0, stop) >= 0 and any(
-            stringzilla.find(text, escape, 0, stop) >= 0 for escape in escapes
+        return text.find(b"\\", start, stop) >= 0 and any(
+            stringzilla.find(text, escape, start, stop) >= 0 for escape in escapes
         )
 
-    def events(self, buffer: bytearray, stop: int, lines: int) -> list[Event]:
+    def events(self, buffer: bytearray, start: int, stop: int, lines: int) -> list[Event]:
         """The events of the lines that hold the needle, or of all lines where most of them do.
         Raises ValueError or RecursionError if one is unusual in any way."""
-        view = memoryview(buffer)[:stop]
+        view = memoryview(buffer)
         wants_all = self.is_dense or self.validate
         found = []
         if not wants_all:
-            at = stringzilla.find(buffer, self.rule.needle, 0, stop)
-            while 0 <= at < stop:
-                start = buffer.rfind(b"\n", 0, at) + 1
+            at = stringzilla.find(buffer, self.rule.needle, start, stop)
+            while start <= at < stop:
+                first = max(buffer.rfind(b"\n", start, at) + 1, start)
                 end = buffer.find(b"\n", at, stop)
                 end = stop if end < 0 else end
-                found.append(view[start:end])
+                found.append(view[first:end])
                 at = stringzilla.find(buffer, self.rule.needle, end, stop)
-        text = str(view if wants_all else b"\n".join(found), "utf-8")
+        text = str(view[start:stop] if wants_all else b"\n".join(found), "utf-8")
         events = usual_event.decode_lines(text)
         if len(events) != (lines if wants_all else len(found)):
             raise BadRecord("there are two objects on a line")
@@ -1195,7 +1220,7 @@ class Load:
 
 LOCK_SECONDS = 60.0
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
-Columns = dict[str, dict[str, str]]  # by table and name: the type, or all of a definition
+Columns = dict[str, dict[str, str]]  # the type, by table and name
 
 
 class DateCount(Struct):
@@ -1278,7 +1303,7 @@ class Database:
             for name, kind, more in re.findall(
                 r"(?m)^    (\w+) ([A-Z ]+?)( (?:NOT|PRIMARY) .*?|),? *$", definitions
             ):
-                if found.get(name) == kind or name == "PRIMARY":
+                if found.get(name) == kind:
                     continue
                 what = "is not one of load_active_users.py; choose another --db"
                 if not found:
@@ -2112,15 +2137,20 @@ DB_EXPECTED = (
 )
 
 
-# fmt: off
 def check_options(
-    events: tuple[str, ...], db: str, dates: str | None, replace: bool, cluster: str | None,
-    every: float | None, dry_run: bool, plot: str | None,
+    events: tuple[str, ...],
+    db: str,
+    dates: str | None,
+    replace: bool,
+    cluster: str | None,
+    every: float | None,
+    dry_run: bool,
+    plot: str | None,
 ) -> None:
     """Raise UsageError for options that contradict each other, or have values that can't be."""
-# fmt: on
-    for option in main.params:
-        variable = f"{PREFIX}_{str(option.name).upper()}"
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        variable = f"{context.auto_envvar_prefix}_{str(parameter.name).upper()}"
         if os.environ.get(variable) == "":  # which click passes over
             raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
     if not events and not plot:

@@ -1631,15 +1631,6 @@ def test_the_help_in_the_readme(loader: Loader) -> None:
     assert done.stdout.decode() in (ROOT / "README.md").read_text()
 
 
-def test_the_queries_in_the_readme(loader: Loader) -> None:
-    loader.load(SAMPLE)
-    queries = (ROOT / "README.md").read_text().split("```sql\n")[1:]
-    assert len(queries) >= 4
-    for query in queries:
-        rows = loader.query(query.split("```")[0])
-        assert rows or query.startswith("UPDATE")
-
-
 def test_the_plain_reading_of_the_sample() -> None:
     users, tally, bad = plain.read(SAMPLE.read_bytes())
     assert ({date: len(ids) for date, ids in sorted(users.items())}, bad) == (SAMPLE_TABLE, {})

@@ -196,6 +196,30 @@ def test_any_file_in_any_blocks_and_ranges(
     assert scan(path, cuts, size, rule, dates) == plain.read(data, rule, dates)
 
 
+ONE = lines(event()).rstrip()
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 199), st.integers(20, 200), st.lists(line, min_size=1, max_size=3), rules)
+@example(9, 20, [ONE + ONE], plain.DEFAULT)
+@example(9, 20, [lines(event(time="")).rstrip()], plain.DEFAULT)
+@example(9, 20, [lines(event(msec="")).rstrip()], plain.DEFAULT)
+@example(9, 20, [ONE, lines(event(msec=None)).rstrip()], plain.DEFAULT)
+def test_odd_lines_among_many_usual_ones(
+    tmp_path_factory: Any, at: int, number: int, odd: list[bytes], rule: plain.Rule
+) -> None:
+    """Such a block is cut into parts, more than once."""
+    rows = [lines(event(f"user {n}")).rstrip() for n in range(number)]
+    for row in odd:
+        at = at * 7919 % len(rows)
+        rows.insert(at, row)
+    data = b"\n".join(rows) + b"\n" * (at % 2)
+    assume(not plain.other_format(data))
+    path = tmp_path_factory.getbasetemp() / "many.jsons"
+    path.write_bytes(data)
+    assert scan(path, [], 5000 if at % 3 else 10**6, rule) == plain.read(data, rule)
+
+
 @settings(max_examples=200)
 @given(
     st.lists(active, max_size=8).map(lambda events: lines(*events)),
@@ -389,3 +413,35 @@ def test_kinds_of_json(tmp_path: Path, values: list[bytes], good: bool) -> None:
     assert users == ({"2019-12-30": {str(number) for number in numbers}} if good else {})
     assert list(bad) == ([] if good else [number + 1 for number in numbers])
     assert tally["lines"] == len(values)
+
+
+class CountingRule(Rule):
+    """A rule that counts the events that are read plainly."""
+
+    plain = 0
+
+    def reading(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
+        self.plain += 1
+        return super().reading(event)
+
+
+@pytest.mark.parametrize("odd", [{"user": "u" * 200}, {"time": -1}, {"msec": "-5"}])
+def test_an_unusual_line_does_not_slow_the_others_down(tmp_path: Path, odd: dict[str, Any]) -> None:
+    """They are read plainly only where a few of them surround it."""
+    path = tmp_path / "events"
+    events = [event(**({"user": f"user {n}"} | (odd if n == 500 else {}))) for n in range(1000)]
+    path.write_bytes(lines(*events))
+    rule = CountingRule(*plain.DEFAULT)
+    [batch] = Scanner(rule, ALL_DATES)(Range(str(path), 0, path.stat().st_size))
+    assert (batch.tally.lines, batch.tally.engagement_events) == (1000, 1000)
+    assert 1 <= rule.plain <= 8
+
+
+@pytest.mark.parametrize("time", [0, 1, 86_400, 10**9, 10**10, 10**15, 10**16 - 1])
+def test_clocks_of_any_time_since_1970_are_usual(tmp_path: Path, time: int) -> None:
+    path = tmp_path / "events"
+    path.write_bytes(lines(*(event(time=form(time)) for form in (int, str) for _ in range(9))))
+    rule = CountingRule(*plain.DEFAULT)
+    parts = [Range(str(path), 0, path.stat().st_size)]
+    assert scanned(parts, Scanner(rule, ALL_DATES)) == plain.read(path.read_bytes())
+    assert rule.plain == 0
