@@ -201,7 +201,7 @@ MAX_USER = 512  # bytes
 KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
-class ParameterValue(Struct, gc=False, frozen=True):
+class ParameterValue(Struct, gc=False):
     """The value of an event parameter. Of its types only the integer matters."""
 
     int_value: int | str | None = None
@@ -211,7 +211,7 @@ class Parameter(Struct, gc=False):
     """An element of event_params."""
 
     key: str | None = None
-    value: ParameterValue = ParameterValue()
+    value: ParameterValue | None = None
 
 
 class Event(Struct, gc=False):
@@ -222,7 +222,7 @@ class Event(Struct, gc=False):
 
     event_name: str | None = None
     event_timestamp: int | str | None = None
-    event_params: list[Parameter] = []
+    event_params: list[Parameter] | None = None
     user_pseudo_id: Annotated[str, Meta(max_length=MAX_USER // 4)] | None = None
 
 
@@ -358,14 +358,15 @@ class Rule:
                 continue
             msec = None
             is_valuable = False
-            for parameter in event.event_params:
+            for parameter in event.event_params or ():
                 role = role_of[parameter.key]
                 if role == VALUABLE:
                     is_valuable = True
                 elif role:
-                    if msec is not None or parameter.value.int_value is None:
+                    value = parameter.value
+                    if msec is not None or value is None or value.int_value is None:
                         raise BadRecord("there is not one engagement time")
-                    msec = parameter.value.int_value
+                    msec = value.int_value
                     is_valuable = is_valuable or role != HAS_TIME
             if msec is None:
                 if self.needs_time:
@@ -593,7 +594,7 @@ class Scanner(Struct):
             start = after
 
     def scan_quickly(
-        self, buffer: bytearray, start: int, stop: int, lines: int, batch: Batch
+        self, buffer: bytes | bytearray, start: int, stop: int, lines: int, batch: Batch
     ) -> bool:
         """Whether all of some lines could be added to a batch at once."""
         # Every line is framed as an object if all that is between them is "}\n{", or with CRLF.
@@ -609,15 +610,18 @@ class Scanner(Struct):
             engagement_events, users = self.rule.active_users(events)
         except (ValueError, TypeError, RecursionError):
             return False  # the plain reading finds out which line it is
-        self.is_dense = engagement_events > lines // 2
+        if lines > PARTS:
+            self.is_dense = engagement_events > lines // 2
         batch.add(engagement_events, users)
         batch.tally.lines += lines
         return True
 
     def scan_line(self, line: bytes, batch: Batch) -> None:
         """Add a line, without its newline, to a batch: this says what a line means."""
-        batch.tally.lines += 1
         record = line.strip(BLANK)
+        if record and self.scan_quickly(record, 0, len(record), 1, batch):
+            return
+        batch.tally.lines += 1
         try:
             if not record:
                 batch.tally.blank_lines += 1
@@ -645,7 +649,7 @@ class Scanner(Struct):
             stringzilla.find(text, escape, start, stop) >= 0 for escape in escapes
         )
 
-    def events(self, buffer: bytearray, start: int, stop: int, lines: int) -> list[Event]:
+    def events(self, buffer: bytes | bytearray, start: int, stop: int, lines: int) -> list[Event]:
         """The events of the lines that hold the needle, or of all lines where most of them do.
         Raises ValueError or RecursionError if one is unusual in any way."""
         view = memoryview(buffer)
