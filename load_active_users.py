@@ -946,7 +946,7 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
 
 SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
 PER_WORKER = 3  # ranges that a worker has been given, or has finished before their turn
-HELD = 12 << 20  # bytes of users to hold in memory
+HELD = 8 << 20  # bytes of users to hold in memory
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
@@ -1141,7 +1141,7 @@ def cluster_result(client: Any, future: Any, name: str) -> list[Batch]:
 # A load holds the users of some batches by date in bounded memory, and gives them back in order,
 # each once.
 
-CHUNK = 65_536  # users that are compared with a database and stored at once
+CHUNK = 32_768  # users that are compared with a database and stored at once
 
 
 class Load:
@@ -1179,7 +1179,7 @@ class Load:
         self.held = 0
 
     def users(self, day: str) -> Iterator[list[str]]:
-        """Yield the users of a date in order, each once, some 65,536 at a time; of a large load the
+        """Yield the users of a date in order, each once, some 32,768 at a time; of a large load the
         next are made while the database stores the last."""
         slices = self.slices(day)
         if self.staged is None:
