@@ -979,44 +979,33 @@ def threads(number: int) -> ThreadPoolExecutor:
 
 
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
-    """Like scan_in_turn, in several processes at once, each at the end of a pipe of its own."""
-    from queue import SimpleQueue
-
-    idle: SimpleQueue[Any] = SimpleQueue()
-
-    def answers(connection: Any) -> Iterator[list[Batch]]:
-        is_last = False
-        while not is_last:
-            try:
-                batches, is_last = connection.recv()
-            except (EOFError, OSError):
-                what = "a scanning process was killed (out of memory?); try fewer --workers"
-                raise LoadError(what) from None
-            if isinstance(batches, LoadError):
-                raise batches
-            if is_last:
-                idle.put(connection)
-            yield batches
-
-    def ask(part: Range) -> Iterable[Batch]:
-        connection = idle.get()
-        with contextlib.suppress(OSError):  # answers tells
-            connection.send(part)
-        rest = answers(connection)
-        first = next(rest)  # here in a thread; what is more than a worker may hold, in its turn
-        return itertools.chain(first, itertools.chain.from_iterable(rest))
-
+    """Like scan_in_turn, in several processes at once, each at the end of a pipe of its own, where
+    it takes its ranges and leaves what is in them in turn."""
     with about("scanning processes"), worker_processes(workers, scan) as connections:
-        executor = threads(workers)
+        given = dict.fromkeys(connections, 0)  # bytes
+
+        def submit(part: Range) -> Callable[[], Iterator[Batch]]:
+            connection = min(connections, key=given.__getitem__)
+            given[connection] += part.size
+            with contextlib.suppress(OSError):  # answers tells
+                connection.send(part)
+            return partial(answers, connection)
+
+        yield from in_order(parts, submit, PER_WORKER * workers)
+
+
+def answers(connection: Any) -> Iterator[Batch]:
+    """Yield the batches of the range whose turn it is. Raises LoadError."""
+    is_last = False
+    while not is_last:
         try:
-            for connection in connections:
-                idle.put(connection)
-            submit = lambda part: executor.submit(ask, part).result  # noqa: E731
-            yield from in_order(parts, submit, PER_WORKER * workers)
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for connection in connections:  # for threads that wait: the processes end
-                idle.put(connection)
+            batches, is_last = connection.recv()
+        except (EOFError, OSError):
+            what = "a scanning process was killed (out of memory?); try fewer --workers"
+            raise LoadError(what) from None
+        if isinstance(batches, LoadError):
+            raise batches
+        yield from batches
 
 
 @contextlib.contextmanager
@@ -1033,8 +1022,7 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
         try:
             for _ in range(number):
                 ours, theirs = context.Pipe()
-                inherited = [*connections, ours] if sys.platform == "linux" else []
-                process = context.Process(target=work, args=(theirs, scan, inherited), daemon=True)
+                process = context.Process(target=work, args=(theirs, ours, scan), daemon=True)
                 connections.append(ours)
                 process.start()
                 processes.append(process)
@@ -1049,11 +1037,11 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
             process.join()
 
 
-def work(connection: Any, scan: Scanner, inherited: list[Any]) -> None:
+def work(connection: Any, other_end: Any, scan: Scanner) -> None:
     """Scan the ranges that come over a connection, until its other end is closed; answer each with
     some lists of batches, or with a LoadError, each with whether it is the last."""
-    for other in inherited:  # so that the parent's ends are closed when it ends
-        other.close()
+    other_end.close()  # which a fork inherits: it ends with the parent
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
@@ -1067,10 +1055,10 @@ def work(connection: Any, scan: Scanner, inherited: list[Any]) -> None:
                     batches.append(batch)
                     held += sum(len(users) for *_, users in batch.pieces)
                     held += sum(len(record) for *_, record in batch.bad)
-                    if held > HELD:  # less than that the parent holds until its turn
+                    if held > HELD:
                         connection.send((batches, False))
                         batches, held = [], 0
-                    if connection.poll():  # the parent is gone: it asks no more before the answer
+                    if os.getppid() != parent:
                         return
                 connection.send((batches, True))
             except LoadError as error:
