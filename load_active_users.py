@@ -945,7 +945,7 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
 # the input. So line numbers, bad records and the first error need no care.
 
 SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
-PER_WORKER = 3  # ranges that a worker has been given, or has finished before their turn
+PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
 HELD = 8 << 20  # bytes of users to hold in memory
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
