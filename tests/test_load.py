@@ -337,6 +337,17 @@ def test_dates(loader: Loader, zone: str, timestamp: int, day: str) -> None:
     assert report["dates"] == [date(day, 1, 1)]
 
 
+@pytest.mark.parametrize(("timestamp", "day"), [(-1, "1969-12-31"), (4 * 10**15, "2096-10-02")])
+def test_dates_where_the_machine_has_no_time_zones(
+    loader: Loader, timestamp: int, day: str
+) -> None:
+    """Nor US/Central, which some Linux distributions keep in a package of its own."""
+    options = ["--format", "csv", "--dates", "0001-01-01..9999-12-31", "-"]
+    done = loader.run(*options, input=lines(event(time=timestamp)), env={"PYTHONTZPATH": ""})
+    report = f"date,active_user_count,added\n{day},1,1\n"
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, report, b"")
+
+
 # -- Loads are idempotent
 
 
