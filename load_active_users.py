@@ -32,13 +32,16 @@ import re
 import select
 import sqlite3
 import stat
+import textwrap
 import time
+import warnings
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import click
 import msgspec
@@ -46,9 +49,6 @@ import stringzilla
 from dateutil import tz
 from msgspec import Meta, Struct
 from msgspec.structs import astuple
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 __version__ = "1.1.0"
 
@@ -98,11 +98,11 @@ MEANINGS = {  # of errors whose own words, which {} stands for, do not say enoug
     "^(EOFError|BadGzipFile|IsalError|ZstdError)": "the compressed data is damaged or cut off "
     "({}); fetch the file again",
 }
-PASSING = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+TRANSIENT = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
 PLAIN = ("sqlite3", "psycopg", __name__)  # whose messages need no name of a class
 
 
-def shown(name: str) -> str:
+def redacted(name: str) -> str:
     """A source or database fit to be shown: of each URL in it no user, password, query, fragment,
     and nothing that may belong to a password."""
     parts = []
@@ -115,12 +115,13 @@ def shown(name: str) -> str:
     return "::".join(parts)
 
 
-def quotes_secret(text: str, name: str) -> bool:
+def leaks_secret(text: str, name: str) -> bool:
     """Whether a message holds a word of a URL that is not shown; of PostgreSQL's, a password's."""
     hidden = [name]
     if is_postgres(name):
         hidden = re.findall(r"(?<=:)[^:/@]*(?=@)|(?<=password=)[^&]*", name)
-    words = set(re.findall(r"\w{3,}", " ".join(hidden))) - set(re.findall(r"\w{3,}", shown(name)))
+    words = set(re.findall(r"\w{3,}", " ".join(hidden)))
+    words -= set(re.findall(r"\w{3,}", redacted(name)))
     return any(word in text for word in words)
 
 
@@ -148,7 +149,7 @@ def reason(error: BaseException) -> str:
             return meaning.format(text)
     if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN)):
         text = f"{kind.__name__}: {text}"
-    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: shown(url[0]), text)
+    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: redacted(url[0]), text)
     remedy = REMEDIES.get(code_of(error))
     return f"{text}; {remedy}" if remedy else text
 
@@ -162,15 +163,13 @@ def about(what: str | Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:
         name = what if isinstance(what, str) else what()
-        text = reason(error).replace(name, shown(name))
-        if quotes_secret(text, name):
+        text = reason(error).replace(name, redacted(name))
+        if leaks_secret(text, name):
             text = f"{type(error).__name__} (what it says quotes the URL, which may be secret)"
-        families = {base.__name__ for base in type(error).__mro__}
-        is_lost = type(error).__module__.startswith("psycopg") and (
-            not families.isdisjoint(("OperationalError", "InterfaceError"))
-        )
-        kind = Unavailable if is_lost or code_of(error) in PASSING else LoadError
-        raise kind(f"{shown(name)}: {text}") from None
+        psycopg: Any = sys.modules.get("psycopg")
+        is_lost = psycopg and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        kind = Unavailable if is_lost or code_of(error) in TRANSIENT else LoadError
+        raise kind(f"{redacted(name)}: {text}") from None
 
 
 def printable(text: str) -> str:
@@ -198,7 +197,7 @@ def say(text: str) -> None:
 
 ENGAGEMENT_TIME = "engagement_time_msec"
 MAX_USER = 512  # bytes
-KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
+JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
 class ParameterValue(Struct, gc=False):
@@ -241,7 +240,7 @@ def field(record: Any, name: str, kind: type, path: str = "") -> Any:
         raise BadRecord(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
     value = record.get(name)
     if value is not None and type(value) is not kind:
-        raise BadRecord(f"{path}{name} must be {KINDS[kind]}: {to_json(value)[:60]}")
+        raise BadRecord(f"{path}{name} must be {JSON_TYPES[kind]}: {to_json(value)[:60]}")
     return value
 
 
@@ -290,8 +289,6 @@ class Rule:
     """
 
     def __init__(self, *terms: Any) -> None:
-        from fnmatch import translate
-
         timezone, names, self.minimum_msec, globs = terms
         self.names = tuple(sorted({*names}))
         self.terms: Terms = (timezone, self.names, self.minimum_msec, tuple(sorted({*globs})))
@@ -303,29 +300,24 @@ class Rule:
         self.needle = (only[0] if only else ENGAGEMENT_TIME).encode()
         # Most escapes are those of <, > and &. These can spell the needle.
         self.escapes = tuple({b"\\u00%x" % (letter >> 4) for letter in self.needle})
-        matches = re.compile("|".join(map(translate, globs))).match
-        self.role_of = Memo(
-            lambda key: (
-                VALUABLE * (key is not None and matches(key) is not None)
-                + HAS_TIME * (key == ENGAGEMENT_TIME)
-            )
-        )
+        self.role_of = Memo(self.role)
         # One conversion does for all events of 1000 seconds, or of 100 around midnight. The number
         # of such a stretch is the first digits of a timestamp.
-        self.date_of_stretch = Memo(partial(self.date_throughout, 10**9))
-        self.date_of_part = Memo(partial(self.date_throughout, 10**8))
+        self.date_of_1000_s = Memo(partial(self.date_throughout, 10**9))
+        self.date_of_100_s = Memo(partial(self.date_throughout, 10**8))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rule_of, self.terms  # which keeps what it remembers, on a cluster
 
-    def is_named(self, name: Any) -> bool:
-        """Whether events of a name can make a user active."""
-        return self.has_any_name or (type(name) is str and name in self.names)
+    def role(self, key: str | None) -> int:
+        """What the key of a parameter says."""
+        is_valuable = key is not None and any(fnmatchcase(key, glob) for glob in self.terms[3])
+        return VALUABLE * is_valuable + HAS_TIME * (key == ENGAGEMENT_TIME)
 
-    def reading(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
+    def evaluate(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
         """The date and the user of an engagement event, and whether that is active; None of another
         event. Raises BadRecord."""
-        if not self.is_named(event.get("event_name")):
+        if not self.has_any_name and event.get("event_name") not in self.names:
             return None
         parameters = list(enumerate(field(event, "event_params", list) or ()))
         keys = [field(item, "key", str, f"event_params[{index}].") for index, item in parameters]
@@ -349,7 +341,7 @@ class Rule:
         """The number of engagement events among some events, and the users of the active ones: what
         reading says of each, all at once. Raises whatever, where it can't tell as quickly."""
         role_of = self.role_of
-        dates = self.date_of_stretch
+        dates = self.date_of_1000_s
         times: list[Any] = []
         msecs: list[Any] = []
         users: list[str | None] = []
@@ -407,7 +399,7 @@ class Rule:
         day = ""
         if 0 <= timestamp < 10**USUAL_DIGITS:
             text = str(timestamp).zfill(10)
-            day = self.date_of_stretch[text[:-9]] or self.date_of_part[text[:-8]]
+            day = self.date_of_1000_s[text[:-9]] or self.date_of_100_s[text[:-8]]
         return day or self.local_time(timestamp).date().isoformat()
 
     def local_time(self, timestamp: int) -> datetime:
@@ -481,10 +473,10 @@ BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
-PARTS = 8  # of a block in which a line is unusual
-PIECE = 1024  # users in one JSON array
-SHOWN = 20  # bad records of a load to report in full
-Piece = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
+SPLIT = 8  # of a block in which a line is unusual
+RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
+MAX_REPORTED = 20  # bad records of a load to report in full
+Run = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
 
 
 class Tally(Struct):
@@ -508,13 +500,13 @@ class Batch(Struct):
     """What was found in some successive lines of a range.
 
     bad has the line from 1 in the batch, the reason, and the record where it is wanted. users are
-    made into pieces when the batch is closed.
+    made into runs when the batch is closed.
     """
 
     tally: Tally = msgspec.field(default_factory=Tally)
     bad: list[tuple[int, str, bytes]] = []
     users: Users = {}
-    pieces: list[Piece] = []
+    runs: list[Run] = []
 
     def add(self, engagement_events: int, users: Users) -> None:
         """Add what Rule.active_users found."""
@@ -523,7 +515,7 @@ class Batch(Struct):
             self.users.setdefault(day, []).extend(some)
 
     def close(self, dates: Dates) -> Batch:
-        """Make pieces of the users on some dates, and tally the others."""
+        """Make runs of the users on some dates, and tally the others."""
         for day, users in self.users.items():
             self.tally.active_events += len(users)
             named = list(filter(None, users))
@@ -533,9 +525,9 @@ class Batch(Struct):
                 self.tally.too_early += len(users) * (day < FIRST_DATE)
                 continue
             each = list(dict.fromkeys(map(named.__getitem__, stringzilla.Strs(named).argsort())))
-            for start in range(0, len(each), PIECE):
-                some = each[start : start + PIECE]
-                self.pieces.append((day, some[0], len(some), to_json(some)))
+            for start in range(0, len(each), RUN_USERS):
+                some = each[start : start + RUN_USERS]
+                self.runs.append((day, some[0], len(some), to_json(some)))
         self.users = {}
         return self
 
@@ -581,7 +573,7 @@ class Scanner(Struct):
         lines = stringzilla.count(buffer, b"\n", start, stop) + 1
         if self.scan_quickly(buffer, start, stop, lines, batch):
             return
-        size = (end - start) // PARTS if lines > PARTS else 0
+        size = (end - start) // SPLIT if lines > SPLIT else 0
         while start < end:
             # the end of a part, or else of a line
             after = buffer.rfind(b"\n", start, min(start + size, end)) + 1
@@ -610,7 +602,7 @@ class Scanner(Struct):
             engagement_events, users = self.rule.active_users(events)
         except (ValueError, TypeError, RecursionError):
             return False  # the plain reading finds out which line it is
-        if lines > PARTS:
+        if lines > SPLIT:
             self.is_dense = engagement_events > lines // 2
         batch.add(engagement_events, users)
         batch.tally.lines += lines
@@ -632,13 +624,13 @@ class Scanner(Struct):
                 or stringzilla.find(record, self.rule.needle) >= 0
                 or self.has_escape(record, 0, len(record))
             ):
-                found = self.rule.reading(parsed(record))
+                found = self.rule.evaluate(decoded(record))
                 if found:
                     day, user, is_active = found
                     batch.add(1, {day: [user]} if is_active else {})
         except BadRecord as error:
             batch.tally.bad_records += 1
-            if self.keep or len(batch.bad) < SHOWN:
+            if self.keep or len(batch.bad) < MAX_REPORTED:
                 batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
     def has_escape(self, text: bytes | bytearray, start: int, stop: int, *escapes: bytes) -> bool:
@@ -670,19 +662,18 @@ class Scanner(Struct):
         return events
 
 
-def parsed(record: bytes) -> dict[str, Any]:
+def decoded(record: bytes) -> Any:
     """A JSON object, of whose fields given twice the last one counts. Raises BadRecord."""
     import json
 
     try:
         text = str(record, "utf-8")
         any_object.decode(text)  # is stricter than json
-        value: dict[str, Any] = json.loads(text)
+        return json.loads(text)
     except UnicodeDecodeError as error:
         raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         raise BadRecord(str(error)) from None
-    return value
 
 
 # -- Sources ---------------------------------------------------------------------------------------
@@ -692,8 +683,8 @@ def parsed(record: bytes) -> dict[str, Any]:
 
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 MAX_SIZE = sys.maxsize
-HEAD = 512  # bytes by which another format is known
-AHEAD = 8 << 20  # bytes to ask a URL for at once
+SNIFFED_BYTES = 512  # bytes by which another format is known
+READAHEAD_BYTES = 8 << 20  # bytes to ask a URL for at once
 GZIP = b"\x1f\x8b"
 ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([frame]) + b"\x2a\x4d\x18" for frame in range(0x50, 0x60)))
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
@@ -729,6 +720,11 @@ class Range(Struct, frozen=True):
     data: bytes | None = None
     size: int = 0  # in bytes, where that is known
 
+    @property
+    def work(self) -> int:
+        """Bytes to scan, about: what is compressed holds some ten times its size."""
+        return self.size * (10 if self.end is None else 1)
+
 
 class Pipe(io.RawIOBase):
     """A file that is read from beginning to end, whose first bytes can be looked at; tell() is what
@@ -756,12 +752,11 @@ class Pipe(io.RawIOBase):
         return self.position
 
 
-def file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> Any:
     """The fsspec file system of a URL, and the path in it."""
     import fsspec
 
-    system, path = fsspec.core.url_to_fs(url)
-    return system, path
+    return fsspec.core.url_to_fs(url)
 
 
 @contextlib.contextmanager
@@ -770,21 +765,20 @@ def opened_source(source: str) -> Iterator[tuple[Any, bytes | None]]:
     if "://" in source:
         system, path = file_system(source)
         in_ranges = system.info(path).get("partial", "http" not in system.protocol)
-        ahead = AHEAD if in_ranges else 0  # 0: as a stream
+        ahead = READAHEAD_BYTES if in_ranges else 0  # 0: as a stream
         opening = system.open(path, "rb", block_size=ahead, cache_type="readahead")
     else:
         name = 0 if source == "-" else source
         opening = open(name, "rb", buffering=0, closefd=source != "-")
-        in_ranges = opening.seekable()
+        in_ranges = source != "-" and opening.seekable()
     with opening as file:
         if not in_ranges:
             pipe = Pipe(file)
             yield pipe, pipe.head
             return
-        start = file.tell()
         head = file.read(4)
-        file.seek(start)
-        yield file, head if source == "-" or head.startswith((GZIP, *ZSTD)) else None
+        file.seek(0)
+        yield file, head if head.startswith((GZIP, *ZSTD)) else None
 
 
 @contextlib.contextmanager
@@ -845,7 +839,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
             raise Refused(CUT_SHORT)
         left = left - count if count else 0
         filled = held + count
-        if is_start and left and filled < HEAD:
+        if is_start and left and filled < SNIFFED_BYTES:
             held = filled
             continue
         length = buffer.rfind(b"\n", 0 if is_start else held, filled) + 1 if left else filled
@@ -855,7 +849,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
                 del buffer[: len(BOM)]
                 length -= len(BOM)
                 filled -= len(BOM)
-            check_format(bytes(buffer[: min(filled, HEAD)]))
+            check_format(bytes(buffer[: min(filled, SNIFFED_BYTES)]))
         if length:
             yield buffer, length
         buffer[: filled - length] = buffer[length:filled]
@@ -874,16 +868,14 @@ def line_start(stream: Any, offset: int) -> int:
     if offset == 0:
         return 0
     stream.seek(offset - 1)
-    for position in range(offset - 1, offset + MAX_LINE, 65_536):
-        chunk: bytes = stream.read(65_536)
-        newline = chunk.find(b"\n")
-        if newline >= 0:
-            return position + newline + 1
-        if len(chunk) < 65_536:
-            if not chunk and position == offset - 1:
-                raise Refused(CUT_SHORT)
-            return position + len(chunk)
-    raise Refused(TOO_LONG)
+    reader = io.BufferedReader(stream, 65_536)
+    rest = reader.readline(MAX_LINE + 1)
+    reader.detach()  # which leaves the stream open
+    if not rest:
+        raise Refused(CUT_SHORT)
+    if len(rest) > MAX_LINE:
+        raise Refused(TOO_LONG)
+    return offset - 1 + len(rest)
 
 
 def version(source: str, file: Any) -> str | None:
@@ -944,9 +936,9 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
 # Ranges are handed out a bounded number ahead, and what was found in them is taken in the order of
 # the input. So line numbers, bad records and the first error need no care.
 
-SMALL = 64 << 20  # bytes of events that are scanned sooner than a pool of processes has started
+POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes have started
 PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
-HELD = 8 << 20  # bytes of users to hold in memory
+SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
@@ -970,32 +962,24 @@ def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
     return ((part, batch) for part in parts for batch in scan(part))
 
 
-def threads(number: int) -> ThreadPoolExecutor:
-    """Threads beside the main one, which leave signals to that."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    block = (signal.SIG_BLOCK, STOPS)
-    return ThreadPoolExecutor(number, initializer=signal.pthread_sigmask, initargs=block)
-
-
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
-    """Like scan_in_turn, in several processes at once, each at the end of a pipe of its own, where
-    it takes its ranges and leaves what is in them in turn."""
+    """Like scan_in_turn, in several processes at once. Each has a pipe of its own, over which it is
+    sent its ranges; their batches are received when they have their turn."""
     with about("scanning processes"), worker_processes(workers, scan) as connections:
-        given = dict.fromkeys(connections, 0)  # bytes
+        assigned = dict.fromkeys(connections, 0)  # bytes to scan
 
         def submit(part: Range) -> Callable[[], Iterator[Batch]]:
-            connection = min(connections, key=given.__getitem__)
-            given[connection] += part.size
-            with contextlib.suppress(OSError):  # answers tells
+            connection = min(connections, key=assigned.__getitem__)
+            assigned[connection] += part.work
+            with contextlib.suppress(OSError):  # received tells
                 connection.send(part)
-            return partial(answers, connection)
+            return partial(received, connection)
 
         yield from in_order(parts, submit, PER_WORKER * workers)
 
 
-def answers(connection: Any) -> Iterator[Batch]:
-    """Yield the batches of the range whose turn it is. Raises LoadError."""
+def received(connection: Any) -> Iterator[Batch]:
+    """Yield the batches of the range that a process was sent first. Raises LoadError."""
     is_last = False
     while not is_last:
         try:
@@ -1053,9 +1037,9 @@ def work(connection: Any, other_end: Any, scan: Scanner) -> None:
             try:
                 for batch in scan(part):
                     batches.append(batch)
-                    held += sum(len(users) for *_, users in batch.pieces)
+                    held += sum(len(users) for *_, users in batch.runs)
                     held += sum(len(record) for *_, record in batch.bad)
-                    if held > HELD:
+                    if held > SPILL_BYTES:
                         connection.send((batches, False))
                         batches, held = [], 0
                     if os.getppid() != parent:
@@ -1069,13 +1053,12 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
     """Like scan_in_turn, on the workers of a Dask cluster, which see the same files. A worker that
     is lost is made up for by the others."""
     import logging
-    import warnings
 
     logging.disable()  # of lost connections it logs tracebacks
     warnings.simplefilter("ignore")
     import distributed
 
-    name = shown(address)
+    name = redacted(address)
     with about(address), contextlib.ExitStack() as stack:
         try:
             client = stack.enter_context(distributed.Client(address, timeout=10))
@@ -1086,7 +1069,7 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
         client.upload_file(os.path.realpath(__file__))
 
         def submit(part: Range) -> Callable[[], list[Batch]]:
-            future = client.submit(scan_range, scan, part, pure=False)
+            future = client.submit(lambda: list(scan(part)), pure=False)
             return partial(cluster_result, client, future, name)
 
         yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
@@ -1106,17 +1089,11 @@ def check_cluster(client: Any, name: str) -> None:
                 raise Refused(f"{found}; install the same requirements.txt")
 
 
-def scan_range(scan: Scanner, part: Range) -> list[Batch]:
-    """All batches of a range: what a worker of a cluster does."""
-    return list(scan(part))
-
-
-def cluster_result(client: Any, future: Any, name: str) -> list[Batch]:
+def cluster_result(client: Any, future: Any, name: str) -> Any:
     """What a worker of a cluster has found. Raises LoadError, also if all workers are gone."""
     while True:
         try:
-            batches: list[Batch] = future.result(timeout=30)
-            return batches
+            return future.result(timeout=30)
         except TimeoutError:
             if not client.nthreads():
                 raise Refused("has no workers any more; start some and load again") from None
@@ -1133,76 +1110,77 @@ CHUNK = 32_768  # users that are compared with a database and stored at once
 
 
 class Load:
-    """Adds up batches; pieces past a bound are kept in a temporary database."""
+    """Adds up batches; runs past a bound are kept in a temporary database."""
 
     def __init__(self) -> None:
         self.tally = Tally()
-        self.pieces: dict[str, list[tuple[str, str]]] = {}  # by date: first user, JSON array
-        self.held = 0  # bytes in memory, about
-        self.users_on: dict[str, int] = {}  # by date at most: one may be in several pieces
-        self.staged: sqlite3.Connection | None = None
+        self.runs: dict[str, list[tuple[str, str]]] = {}  # by date: first user, JSON array
+        self.size = 0  # bytes in memory, about
+        self.users_on: dict[str, int] = {}  # by date at most: one may be in several runs
+        self.spilled: sqlite3.Connection | None = None
 
     def add(self, batch: Batch) -> None:
         """Add a batch. Raises LoadError if the temporary database can't be written."""
         self.tally = self.tally.plus(batch.tally)
-        for day, first, number, users in batch.pieces:
-            self.pieces.setdefault(day, []).append((first, users))
+        for day, first, number, users in batch.runs:
+            self.runs.setdefault(day, []).append((first, users))
             self.users_on[day] = self.users_on.get(day, 0) + number
-            self.held += len(users) + 256
-        if self.held > HELD:
-            with about("temporary files (TMPDIR)"):
-                self.stage()
+            self.size += len(users) + 256
+        if self.size > SPILL_BYTES:
+            self.spill()
 
-    def stage(self) -> None:
-        """Move the pieces in memory to the temporary database."""
-        if self.staged is None:
-            self.staged = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-            self.staged.execute("PRAGMA journal_mode = OFF")
-            self.staged.execute("CREATE TABLE piece (date TEXT, first TEXT, users TEXT)")
-            self.staged.execute("CREATE INDEX piece_order ON piece (date, first)")
-            self.staged.execute("BEGIN")
-        rows = ((day, *piece) for day, some in self.pieces.items() for piece in some)
-        self.staged.executemany("INSERT INTO piece VALUES (?, ?, ?)", rows)
-        self.pieces = {}
-        self.held = 0
+    def spill(self) -> None:
+        """Move the runs in memory to the temporary database. Raises LoadError."""
+        with about("temporary files (TMPDIR)"):
+            if self.spilled is None:
+                self.spilled = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+                self.spilled.execute("PRAGMA journal_mode = OFF")
+                self.spilled.execute("CREATE TABLE run (date TEXT, first TEXT, users TEXT)")
+                self.spilled.execute("CREATE INDEX run_order ON run (date, first)")
+                self.spilled.execute("BEGIN")
+            rows = ((day, *run) for day, some in self.runs.items() for run in some)
+            self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", rows)
+        self.runs = {}
+        self.size = 0
 
     def users(self, day: str) -> Iterator[list[str]]:
         """Yield the users of a date in order, each once, some 32,768 at a time; of a large load the
         next are made while the database stores the last."""
-        slices = self.slices(day)
-        if self.staged is None:
-            yield from slices
+        if self.spilled is None:
+            yield from merged(sorted(self.runs.get(day, ())))
             return
-        with threads(1) as executor:
-            following = executor.submit(next, slices, None)
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.spill()  # the rest
+        query = "SELECT first, users FROM run WHERE date = ? ORDER BY first"
+        found = merged(self.spilled.execute(query, (day,)))
+        block = (signal.SIG_BLOCK, STOPS)  # signals are for the main thread
+        with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=block) as executor:
+            following = executor.submit(next, found, None)
             while users := following.result():
-                following = executor.submit(next, slices, None)
+                following = executor.submit(next, found, None)
                 yield users
 
-    def slices(self, day: str) -> Iterator[list[str]]:
-        pieces: Iterable[tuple[str, str]] = sorted(self.pieces.get(day, ()))
-        if self.staged is not None:
-            from heapq import merge
-
-            query = "SELECT first, users FROM piece WHERE date = ? ORDER BY first"
-            pieces = merge(pieces, self.staged.execute(query, (day,)))
-        pending: list[str] = []
-        left = 0
-        for first, users in pieces:
-            if len(pending) >= left + CHUNK:
-                pending.sort()
-                complete = bisect_left(pending, first)  # no later piece has any of these
-                if complete:
-                    yield list(dict.fromkeys(pending[:complete]))
-                    del pending[:complete]
-                left = len(pending)
-            pending += to_users(users)
-        if pending:
-            yield list(dict.fromkeys(sorted(pending)))
-
     def close(self) -> None:
-        if self.staged is not None:
-            self.staged.close()
+        if self.spilled is not None:
+            self.spilled.close()
+
+
+def merged(runs: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
+    """Yield the users of runs, which are sorted by their first user: in order, each once."""
+    pending: list[str] = []
+    left = 0
+    for first, users in runs:
+        if len(pending) >= left + CHUNK:
+            pending.sort()
+            complete = bisect_left(pending, first)  # no later run has any of these
+            if complete:
+                yield list(dict.fromkeys(pending[:complete]))
+                del pending[:complete]
+            left = len(pending)
+        pending += to_users(users)
+    if pending:
+        yield list(dict.fromkeys(sorted(pending)))
 
 
 # -- The database ----------------------------------------------------------------------------------
@@ -1223,7 +1201,7 @@ class DateCount(Struct):
     active_user_count: int
     added: int = 0
     removed: int = 0
-    held: int = 0
+    loaded: int = 0
     left_out: int = 0
 
 
@@ -1238,38 +1216,31 @@ def schema() -> str:
 
 class Database:
     """A transaction with a database, in the words that SQLite and PostgreSQL share: ? stands for a
-    parameter. It waits for a lock as many seconds as patience."""
+    parameter."""
 
-    INSERT: str
-    KNOWN: str
-    COLUMNS: str
-    VERSION: str
+    connection: Any
+    execute: Any  # a statement, with the values of its parameters
+    lock_timeout: float  # seconds to wait for a lock
+    INSERT = KNOWN = BETWEEN = COLUMNS = VERSION = ""  # as each database spells them
+    DIALECT: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, target: str, patience: float) -> None:
-        self.target = target
-        self.patience = patience
-        self.connection: Any = None
-
-    def execute(self, sql: str, *values: Any) -> Any:
-        raise NotImplementedError
-
-    def run(self, script: str) -> None:
-        """Execute statements that end with a semicolon and a newline."""
-        for statement in script.split(";\n"):  # SQLite's executescript would commit first
-            self.execute(statement)
-
-    def schema(self) -> str:
-        """The text of schema.sql, as the database spells it."""
-        return schema()
+    def spelt(self, sql: str) -> str:
+        """Some SQL of schema.sql, as the database spells it."""
+        for pattern, spelling in self.DIALECT:
+            sql = re.sub(pattern, spelling, sql)
+        return sql
 
     def check_writable(self) -> None:
         """Raise Refused if the tables can't be written, as far as that can be known."""
 
-    def known(self, day: str, users: list[str], is_like: bool) -> list[str]:
+    def known(self, day: str, users: list[str], overlaps: bool) -> list[str]:
         """The users among some that are stored for a date. If the load is like what is stored, it
         may hold others as well."""
-        text = self.execute(self.KNOWN, to_json(users), day).fetchone()[0]
-        return to_users(text)
+        if overlaps and self.BETWEEN:  # PostgreSQL may sort texts in another order
+            row = self.execute(self.BETWEEN, day, users[0], users[-1]).fetchone()
+        else:
+            row = self.execute(self.KNOWN, to_json(users), day).fetchone()
+        return to_users(row[0])
 
     def close(self) -> None:
         """Roll back what is not committed."""
@@ -1278,34 +1249,33 @@ class Database:
     def columns(self) -> Columns:
         """The types of the columns of the tables; of PostgreSQL our tables only."""
         found: Columns = defaultdict(dict)
-        for table, name, kind in self.execute(self.COLUMNS).fetchall():
+        for table, name, kind, *_ in self.execute(self.COLUMNS).fetchall():
             found[table][name] = kind.upper()
         return found
 
     def upgrade(self) -> list[str] | None:
         """The statements that give tables of an earlier version what they lack; None if there are
         no tables yet. Raises Refused if they are not ours, or of a later version."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as new:
+            new.executescript(schema())
+            wanted = new.execute(Sqlite.COLUMNS).fetchall()
+            [latest] = new.execute(Sqlite.VERSION).fetchone()
         present = self.columns()
         if not present:
             return None
-        schema = re.sub("--.*", "", self.schema())
         statements = []
-        for table, definitions in re.findall(r"(?s)CREATE TABLE [\w ]*?(\w+) \((.*?)\n\)", schema):
-            found = present.get(table, {})
-            for name, kind, more in re.findall(
-                r"(?m)^    (\w+) ([A-Z ]+?)( (?:NOT|PRIMARY) .*?|),? *$", definitions
-            ):
-                if found.get(name) == kind:
-                    continue
-                what = "is not one of load_active_users.py; choose another --db"
-                if not found:
-                    raise Refused(f"it has no table {table}: it {what}")
-                if name in found or " DEFAULT " not in more:  # those with one are newer than 1.0.0
-                    raise Refused(f"its table {table} {what}")
-                statements.append(f"ALTER TABLE {table} ADD COLUMN {name} {kind}{more}")
-        [latest] = re.findall(r"(?:user_version =|load_log IS) '?(\d+)", schema)
+        what = "is not one of load_active_users.py; choose another --db"
+        for table, name, kind, default in wanted:
+            found = present.get(table)
+            if not found:
+                raise Refused(f"it has no table {table}: it {what}")
+            if name not in found and default is not None:  # it is newer than version 1.0.0
+                column = f"{name} {self.spelt(kind)} NOT NULL DEFAULT {default}"
+                statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
+            elif found.get(name) != self.spelt(kind):
+                raise Refused(f"its table {table} {what}")
         stored = str(self.execute(self.VERSION).fetchone()[0])
-        if stored.isdecimal() and int(stored) > int(latest):  # a comment may say anything
+        if stored.isdecimal() and int(stored) > latest:  # a comment may say anything
             what = f"is of a later version of load_active_users.py than {__version__}; use that"
             raise Refused(what)
         return statements
@@ -1396,7 +1366,7 @@ class Database:
             count = DateCount(day, counted or 0, left_out=sum(map(len, load.users(day))))
         else:
             held, added = self.merge(day, load, kept, write)
-            count = DateCount(day, kept + added, added, held=held)
+            count = DateCount(day, kept + added, added, loaded=held)
         if write and count.active_user_count != counted:
             row = {"date": day, "active_user_count": count.active_user_count}
             self.upsert("active_user_table", row)
@@ -1407,10 +1377,11 @@ def options(terms: Terms) -> str:
     """A rule as it is written on the command line."""
     from shlex import quote
 
-    names = [f"--event-name {quote(name)}" for name in terms[1]]
-    globs = [f"--valuable-event {quote(glob)}" for glob in terms[3]]
-    minimum = f"--min-engagement-msec {terms[2]}"
-    return " ".join([f"--timezone {terms[0]}", *names, minimum, *globs])
+    timezone, names, minimum, globs = terms
+    events = [f"--event-name {quote(name)}" for name in names]
+    valuable = [f"--valuable-event {quote(glob)}" for glob in globs]
+    minimum_msec = f"--min-engagement-msec {minimum}"
+    return " ".join([f"--timezone {timezone}", *events, minimum_msec, *valuable])
 
 
 # -- SQLite and PostgreSQL -------------------------------------------------------------------------
@@ -1425,14 +1396,15 @@ class Sqlite(Database):
         SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
     BETWEEN = """SELECT json_group_array(user_pseudo_id) FROM active_user
         WHERE date = ? AND user_pseudo_id BETWEEN ? AND ?"""
-    COLUMNS = """SELECT t.name, c.name, c.type FROM sqlite_master t, pragma_table_info(t.name) c
-        WHERE t.type = 'table'"""
+    COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
+        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
     VERSION = "PRAGMA user_version"
     # Of large pages new users fill less; the cache holds what a load of old users changes.
     SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")  # bytes, KiB
 
-    def __init__(self, target: str, patience: float) -> None:
-        super().__init__(target, patience)
+    def __init__(self, target: str, lock_timeout: float) -> None:
+        self.path = os.path.realpath(target)  # the file itself, should it be a link
+        self.lock_timeout = lock_timeout
         self.is_new = False
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
 
@@ -1440,10 +1412,9 @@ class Sqlite(Database):
         """Begin to write when it is our turn, in the file that is there then: a failed first load
         removes the file it has made. In a directory that can't be written, a database in WAL mode
         is read as one at rest."""
-        path = self.target
-        absolute = os.fsencode(os.path.abspath(path))
-        uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), absolute).decode()
-        modes = ["mode=rw"] if write else ["mode=rw", "mode=ro&immutable=1"]
+        path = self.path
+        uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
+        mode = "rw"
         while write or os.path.exists(path):
             with contextlib.suppress(FileExistsError):
                 if write:
@@ -1452,7 +1423,7 @@ class Sqlite(Database):
             before = os.stat(path).st_ino
             self.connection.close()
             self.connection = sqlite3.connect(
-                f"file:{uri}?{modes[0]}", 0.1, isolation_level=None, uri=True
+                f"file:{uri}?mode={mode}", 0.1, isolation_level=None, uri=True
             )
             try:
                 for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
@@ -1463,32 +1434,25 @@ class Sqlite(Database):
                         return
             except sqlite3.OperationalError as error:
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
-                if not is_closed or os.path.exists(path + "-wal") or not modes[1:]:
+                if write or mode != "rw" or not is_closed or os.path.exists(path + "-wal"):
                     raise
-                del modes[0]
+                mode = "ro&immutable=1"
         self.execute("BEGIN")
 
-    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+    def execute(self, sql: str, *values: Any) -> Any:
         """Execute a statement, and let signals in while waiting for a lock."""
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.lock_timeout
         while True:
             try:
-                cursor: sqlite3.Cursor = self.connection.execute(sql, values)
-                return cursor
+                return self.connection.execute(sql, values)
             except sqlite3.OperationalError as error:
                 if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
                     raise
 
-    def known(self, day: str, users: list[str], is_like: bool) -> list[str]:
-        if not is_like:
-            return super().known(day, users, is_like)
-        row = self.execute(self.BETWEEN, day, users[0], users[-1]).fetchone()
-        return to_users(row[0])
-
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            if self.is_new and os.path.getsize(self.target) == 0:
-                os.unlink(self.target)  # whoever waits for our lock looks for it afterwards
+            if self.is_new and os.path.getsize(self.path) == 0:
+                os.unlink(self.path)  # whoever waits for our lock looks for it afterwards
         super().close()
 
 
@@ -1520,16 +1484,14 @@ class Postgres(Database):
         (r"julianday", ""),
     )
 
-    def __init__(self, target: str, patience: float) -> None:
+    def __init__(self, target: str, lock_timeout: float) -> None:
         import psycopg
 
-        super().__init__(target, patience)
-        url = target.replace("+psycopg", "", 1)
-        timeout = psycopg.conninfo.conninfo_to_dict(url).get("connect_timeout")
+        self.lock_timeout = lock_timeout
+        os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds, if the URL does not say
         self.connection = psycopg.connect(
-            url,
+            target.replace("+psycopg", "", 1),
             autocommit=True,
-            connect_timeout=timeout or os.environ.get("PGCONNECT_TIMEOUT", 10),
             client_encoding="UTF8",
             prepare_threshold=None,  # named statements don't pass through a transaction pooler
         )
@@ -1537,7 +1499,7 @@ class Postgres(Database):
     def begin(self, write: bool) -> None:
         """Begin, to write when it is our turn: loads that overlap don't see each other's users."""
         self.execute("BEGIN" if write else "BEGIN READ ONLY")
-        self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.patience * 1000))}")
+        self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.lock_timeout * 1000))}")
         if write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
 
@@ -1557,12 +1519,6 @@ class Postgres(Database):
         if row:
             raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
-    def schema(self) -> str:
-        text = schema()
-        for pattern, spelling in self.DIALECT:
-            text = re.sub(pattern, spelling, text)
-        return text
-
 
 def is_postgres(target: str) -> bool:
     return re.match(r"postgres(ql(\+psycopg)?)?://", target) is not None
@@ -1570,13 +1526,13 @@ def is_postgres(target: str) -> bool:
 
 @contextlib.contextmanager
 def transaction(
-    target: str, write: bool = False, patience: float = LOCK_SECONDS
+    target: str, write: bool = False, lock_timeout: float = LOCK_SECONDS
 ) -> Iterator[Sqlite | Postgres]:
     """A transaction with a database, committed at the end, and rolled back at any error. Raises
     LoadError, Unavailable."""
     with about(target):
         connect = Postgres if is_postgres(target) else Sqlite
-        with contextlib.closing(connect(target, patience)) as db:
+        with contextlib.closing(connect(target, lock_timeout)) as db:
             db.begin(write)
             yield db
             db.execute("COMMIT")
@@ -1601,7 +1557,7 @@ def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
 
 # -- Loading ---------------------------------------------------------------------------------------
 
-CHANGES = ("added", "removed", "held", "left_out")
+CHANGES = ("added", "removed", "loaded", "left_out")
 
 
 class Report(Struct):
@@ -1636,7 +1592,7 @@ class Loader(Struct):
     replace: bool = False
     validate: bool = False
     dry_run: bool = False
-    most: int = 0  # bad records to tolerate
+    max_bad_records: int = 0
     rejects: Any = None  # a file that all of them are appended to
     bar: Any = None
     report: Report = msgspec.field(default_factory=Report)
@@ -1645,7 +1601,7 @@ class Loader(Struct):
     part: Range | None = None  # the latest
     lines: int = 0  # of its source, before the next batch
     bad_records: int = 0  # of this load
-    is_live: ClassVar[bool] = False
+    every: float = 0  # seconds between commits; 0: there is one
 
     def scanner(self) -> Scanner:
         """A scanner for the dates, of which the last may be tomorrow; beside those that it replaces
@@ -1663,8 +1619,8 @@ class Loader(Struct):
             self.lines = 0
         self.part = part
         for number, (line, why, _) in enumerate(batch.bad, self.bad_records):
-            if number < SHOWN:
-                say(f"{shown(part.source)}:{self.lines + line}: {why}")
+            if number < MAX_REPORTED:
+                say(f"{redacted(part.source)}:{self.lines + line}: {why}")
         if self.rejects and batch.bad:
             with about(self.rejects.name):
                 self.rejects.writelines(record + b"\n" for *_, record in batch.bad)
@@ -1679,26 +1635,27 @@ class Loader(Struct):
         """Raise LoadError if the bad records or the dates of a load refuse it."""
         number = self.bad_records
         self.bad_records = 0
-        if number > SHOWN:
-            say(f"and {number - SHOWN} more bad record{'s' * (number > SHOWN + 1)}")
-        if number > self.most:
-            what = f"bad records: {number}, more than --max-bad-records {self.most}"
+        if number > MAX_REPORTED:
+            say(f"and {number - MAX_REPORTED} more bad record{'s' * (number > MAX_REPORTED + 1)}")
+        if number > self.max_bad_records:
+            what = f"bad records: {number}, more than --max-bad-records {self.max_bad_records}"
             since = " since the last commit" * bool(self.report.loads)
             raise LoadError(f"{what}; nothing was loaded{since}")
         early = load.tally.too_early
-        if early and early == load.tally.active_events and not (self.dates or self.is_live):
+        if early and early == load.tally.active_events and not (self.dates or self.every):
             what = "event_timestamp must be in microseconds UTC (to load such dates, give --dates)"
             raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
 
-    def commit(self, load: Load, patience: float = LOCK_SECONDS) -> None:
+    def commit(self, load: Load, lock_timeout: float = LOCK_SECONDS) -> None:
         """Commit a load in one transaction. Raises LoadError, Unavailable."""
         self.check(load)
         dates = parse_dates(self.dates, self.rule)
-        replaced = set(days_between(*dates) if self.replace else ())
-        with transaction(self.target, not self.dry_run, patience) as db:
+        replaced = days_between(*dates) if self.replace else set()
+        with transaction(self.target, not self.dry_run, lock_timeout) as db:
             upgrade = db.check(self.rule)  # again: others may have been here since it began
             if upgrade != [] and not self.dry_run:
-                db.run(";\n".join([*(upgrade or ()), db.schema()]))
+                for statement in [*(upgrade or ()), *db.spelt(schema()).split(";\n")]:
+                    db.execute(statement)  # SQLite's executescript would commit first
             counts = [
                 db.store(day, load, day in replaced, upgrade is None, not self.dry_run)
                 for day in sorted(replaced.union(load.users_on))
@@ -1709,14 +1666,14 @@ class Loader(Struct):
         self.report = report
 
     def log_row(self, dates: Dates, report: Report) -> dict[str, Any]:
-        names = [os.fsencode(shown(name)).decode(errors="backslashreplace") for name in self.events]
+        names = map(os.fsencode, map(redacted, self.events))
         tally = {name: getattr(report.tally, name) for name in Tally.__struct_fields__}
         del tally["too_early"]
         return {
             "load_id": self.load_id,
             "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "seconds": round(time.monotonic() - self.started, 3),
-            "sources": ascii_json(names),
+            "sources": ascii_json([name.decode(errors="backslashreplace") for name in names]),
             "timezone": self.rule.terms[0],
             "event_names": ascii_json(self.rule.terms[1]),
             "min_engagement_msec": self.rule.terms[2],
@@ -1724,7 +1681,7 @@ class Loader(Struct):
             "dates": "..".join(dates),
             "replaced": int(self.replace),
             **tally,
-            **{change: report.sum(change) for change in CHANGES if change != "held"},
+            **{change: report.sum(change) for change in CHANGES if change != "loaded"},
         }
 
     def load_once(self, found: Found) -> None:
@@ -1758,19 +1715,15 @@ def ascii_json(value: Any) -> str:
     return text
 
 
-def days_between(first: str, last: str) -> Iterator[str]:
-    """Yield the dates from the first to the last."""
-    start = date.fromisoformat(first)
-    for number in range((date.fromisoformat(last) - start).days + 1):
-        yield (start + timedelta(number)).isoformat()
+def days_between(*ends: str) -> set[str]:
+    """The dates from the first to the last."""
+    first, last = (date.fromisoformat(end).toordinal() for end in ends)
+    return {date.fromordinal(number).isoformat() for number in range(first, last + 1)}
 
 
 @contextlib.contextmanager
-def opened_rejects(path: str | None) -> Iterator[Any]:
+def opened_rejects(path: str) -> Iterator[Any]:
     """A file to append bad records to, each on a line of its own. Raises LoadError."""
-    if path is None:
-        yield None
-        return
     with about(path):
         file = open(path, "a+b")
         if file.seek(0, os.SEEK_END):
@@ -1787,15 +1740,16 @@ def opened_rejects(path: str | None) -> Iterator[Any]:
 #
 # A live load is a sequence of ordinary loads, each of the whole lines that came in an interval.
 
-SHORT = 0.5  # seconds to wait for a lock: meanwhile it locks out new readers
-LIVE_HELD = 256 << 10  # bytes of users to commit at once: readers are locked out for moments only
-TICK = 0.2  # seconds without input after which to look at the clock
+LIVE_LOCK_SECONDS = 0.5  # to wait for a lock: meanwhile it locks out new readers
+LIVE_BYTES = 256 << 10  # of users to commit at once: readers are locked out for moments only
+POLL_SECONDS = 0.2  # without input, after which to look at the clock
 
 
 def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
     """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
     moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
-    if "://" in source or os.path.isfile(source):
+    is_cut = "://" in source or os.path.isfile(source) or os.path.isdir(source)
+    if is_cut and source != "-":
         yield from itertools.takewhile(lambda _: not stopped, ranges([source], BATCH))
         return
     # Without blocking: it may be long until a named pipe is opened at its other end.
@@ -1805,7 +1759,7 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
         start = 0
         while not stopped:
             chunk = None
-            if select.select([descriptor], [], [], TICK)[0]:
+            if select.select([descriptor], [], [], POLL_SECONDS)[0]:
                 chunk = os.read(descriptor, 1 << 20)
                 length = len(held) + chunk.rfind(b"\n") + 1 if b"\n" in chunk or not chunk else 0
                 held += chunk
@@ -1829,61 +1783,72 @@ class LiveLoader(Loader):
     read than a bound.
     """
 
-    every: float = 1.0  # seconds
+    load: Load = msgspec.field(default_factory=Load)  # what is not committed yet
+    is_waiting: bool = False  # for the database
     stopped: list[int] = []  # the signals that have come
-    is_live: ClassVar[bool] = True
+    failure: LoadError | None = None  # what else has ended it
 
     def load_arriving(self, sources: list[str]) -> None:
         """Load what comes, every so many seconds. Raises LoadError."""
         for number in (*STOPS, signal.SIGHUP):
             if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, lambda number, _: self.stopped.append(number))
-        load = Load()
-        failure: LoadError | None = None
-        is_waiting = False
         due = time.monotonic() + self.every
-        for found in self.arriving(sources):
-            if isinstance(found, LoadError):
-                failure = found
-            elif found:
-                self.take(load, *found)
-            while not self.stopped and (time.monotonic() >= due or load.held > LIVE_HELD):
-                if is_waiting and time.monotonic() < due:
-                    time.sleep(TICK)
+        for _ in self.taken(sources):
+            while not self.stopped and (time.monotonic() >= due or self.load.size > LIVE_BYTES):
+                if self.is_waiting and time.monotonic() < due:
+                    time.sleep(POLL_SECONDS)
                     continue
-                is_waiting = not self.is_committed(load, is_waiting)
-                if not is_waiting:
-                    load.close()
-                    load = Load()
+                self.commit_or_wait()
                 due = time.monotonic() + self.every
-        if load.tally.lines:
-            self.commit_at_last(load)
-        if failure:
-            raise failure
+        if self.load.tally.lines:
+            self.commit_at_last()
+        if self.failure:
+            raise self.failure
 
-    def arriving(self, sources: list[str]) -> Iterator[tuple[Range, Batch] | LoadError | None]:
-        """Yield what is found in what arrives, None when nothing has come for a while, and last
-        what ended it if that is an error."""
+    def taken(self, sources: list[str]) -> Iterator[None]:
+        """Take what arrives batch by batch; yield after each, and when nothing has come for a
+        while. An error ends it, to be raised when what was taken before is committed."""
+        lines = 0
         try:
             for source in sources:
                 with about(source):
                     for part in arriving(source, self.stopped):
-                        yield from scan_in_turn([part], self.scanner()) if part else (None,)
+                        if part is None:
+                            yield
+                            continue
+                        for batch in self.scanner()(part):
+                            lines = batch.tally.lines
+                            self.take(self.load, part, batch)
+                            lines = 0
+                            yield
         except LoadError as error:
-            yield error
+            self.failure = error
+            self.lines += lines
+            if lines:
+                self.say_lost(lines)
 
-    def is_committed(self, load: Load, is_waiting: bool) -> bool:
-        """Whether a load could be committed; if not, that is said the first time."""
+    def say_lost(self, lines: int) -> None:
+        """Say which lines were read, and are not stored."""
+        last = f"{redacted(self.part.source)}:{self.lines}" if self.part else ""
+        say(f"not stored: the last lines that were read ({lines}), up to {last}")
+
+    def commit_or_wait(self) -> None:
+        """Commit the load and begin another; while the database is unavailable keep it, and say so
+        the first time."""
         try:
-            if load.tally.lines:
-                self.commit(load, SHORT)
+            if self.load.tally.lines:
+                self.commit(self.load, LIVE_LOCK_SECONDS)
         except Unavailable as error:
-            if not is_waiting:
+            if not self.is_waiting:
                 say(f"{error}; what was read waits, trying again every {self.every:g} s")
-            return False
-        return True
+            self.is_waiting = True
+            return
+        self.is_waiting = False
+        self.load.close()
+        self.load = Load()
 
-    def commit_at_last(self, load: Load) -> None:
+    def commit_at_last(self) -> None:
         """Commit what is left when a live load ends; wait as long as any load does, or until one
         more signal. Raises LoadError, and says what was not stored."""
         again = self.stopped
@@ -1891,13 +1856,12 @@ class LiveLoader(Loader):
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                return self.commit(load, max(deadline - time.monotonic(), SHORT))
+                return self.commit(self.load, max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
             except (Unavailable, SystemExit) as error:
                 if isinstance(error, Unavailable) and time.monotonic() < deadline:
-                    time.sleep(TICK)
+                    time.sleep(POLL_SECONDS)
                     continue
-                last = f"{shown(self.part.source)}:{self.lines}" if self.part else ""
-                say(f"not stored: the last lines that were read ({load.tally.lines}), up to {last}")
+                self.say_lost(self.load.tally.lines)
                 raise
 
 
@@ -1932,7 +1896,6 @@ def as_table(report: Report) -> str:
     """A line per date, with a bar whose end is what was added, and what became of the lines, as
     wide as the terminal."""
     import shutil
-    import textwrap
 
     width = shutil.get_terminal_size().columns
     rows = cells(report)
@@ -1962,7 +1925,7 @@ def summary(report: Report) -> str:
     changes = f"{report.sum('added')} new"
     if report.sum("removed"):
         changes += f", {report.sum('removed')} removed"
-    user_days = f"{plural(report.sum('held'), 'user-days')} ({changes})"
+    user_days = f"{plural(report.sum('loaded'), 'user-days')} ({changes})"
     steps = [
         plural(tally.lines, "lines"),
         plural(tally.engagement_events, "engagement events"),
@@ -1992,7 +1955,7 @@ def print_report(text: str) -> None:
 
 # -- The plot --------------------------------------------------------------------------------------
 
-PICTURES = (".png", ".svg", ".pdf")
+PICTURES: Any = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 NAN = float("nan")
 
 
@@ -2000,16 +1963,13 @@ def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> by
     """Draw rows of active_user_table, by date. The same rows give the same bytes. suffix is one of
     PICTURES."""
     file = io.BytesIO()
-    dates = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    drawn(rows, terms).savefig(file, format=suffix[1:], metadata=dates[suffix])
+    drawn(rows, terms).savefig(file, format=suffix[1:], metadata=PICTURES[suffix])
     return file.getvalue()
 
 
 def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     """The matplotlib figure of some rows of active_user_table."""
     import logging
-    import textwrap
-    import warnings
 
     logging.disable()  # about caches and fonts, which would be in cron's mail
     warnings.simplefilter("ignore")  # about a letter that its font lacks
@@ -2027,7 +1987,7 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    small = " to ".join(sorted({day for day, _ in (*rows[:1], *rows[-1:])})) or "no dates yet"
+    caption = " to ".join(sorted({day for day, _ in (*rows[:1], *rows[-1:])})) or "no dates yet"
     if rows:
         days = [date.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows]
         draw_counts(axes, days, [count for _, count in rows])
@@ -2035,9 +1995,9 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
         axes.set(xticks=[], yticks=[])
     if rows and terms:
         rule = f"{terms[0]} dates · {', '.join(terms[1])} of at least {terms[2]} ms"
-        small = f"{rule} · {' '.join(terms[3])} · {small}"
-    small = textwrap.fill(small, 140)
-    figure.supxlabel(small, fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
+        caption = f"{rule} · {' '.join(terms[3])} · {caption}"
+    caption = textwrap.fill(caption, 140)
+    figure.supxlabel(caption, fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
     return figure
 
 
@@ -2148,7 +2108,7 @@ def check_options(
             raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
-    if plot and not plot.lower().endswith(PICTURES):
+    if plot and not plot.lower().endswith(tuple(PICTURES)):
         what = f"{plot!r} does not end in {', '.join(PICTURES)}"
         raise click.BadParameter(what, param_hint="'--plot'")
     if every is not None and every != every:
@@ -2194,15 +2154,15 @@ def check_files(sources: list[str], db: str, rejects: str | None, plot: str | No
         paths = [re.sub(r"^(file|local|dir)://", "", part) for part in source.split("::")]
         paths = [*map(os.path.expanduser, paths), os.path.join(paths[-1], paths[0])]
         for path in paths if source != "-" else [0]:
-            files[identity(path)] = f"the input {shown(source)}"
-    outputs = [("--rejects", rejects), ("--plot", plot)]
+            files[identity(path)] = f"the input {redacted(source)}"
+    outputs = {"--rejects": rejects, "--plot": plot}
     if not is_postgres(db):
         path = os.path.realpath(db)
-        outputs = [(f"--db's {end}", path + end) for end in ("-journal", "-wal", "-shm")] + outputs
-        outputs.insert(0, ("--db", db))
-    for name, output in outputs:
-        other = files.setdefault(identity(output), name) if output else name
-        if output and other != name and identity(output) is not None:
+        beside = {f"--db's {end}": path + end for end in ("-journal", "-wal", "-shm")}
+        outputs = {"--db": db, **beside, **outputs}
+    for name, output in outputs.items():
+        file = identity(output) if output else None
+        if file is not None and (other := files.setdefault(file, name)) != name:
             raise click.UsageError(printable(f"{name} and {other} are the same file: {output!r}"))
 
 
@@ -2221,18 +2181,15 @@ def check_writable(path: str) -> None:
 
 def check_database(target: str, rule: Rule, dry_run: bool) -> None:
     """Raise LoadError where a load is going to be refused, before the events are read."""
-    schema()
-    if is_postgres(target) or os.path.exists(target):
-        with transaction(target) as db:
-            if db.check(rule) is not None and not dry_run:
-                db.check_writable()
+    with transaction(target) as db:
+        if db.check(rule) is not None and not dry_run:
+            db.check_writable()
 
 
 # -- The command -----------------------------------------------------------------------------------
 
 COUNT = click.IntRange(0, 10**15)
 LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
-PREFIX = "LOAD_ACTIVE_USERS"
 CLUSTER_RANGE = 256 << 20  # bytes
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -2251,8 +2208,7 @@ class Text(click.types.StringParamType):
 
 def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     """An option of the command."""
-    if metavar and "type" not in more:
-        more["type"] = Text()
+    more.setdefault("type", Text() if metavar else None)
     return click.option(*name.split(", "), metavar=metavar, help=help, **more)
 
 
@@ -2262,28 +2218,25 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
         return scan_on_cluster(parts, scan, cluster)
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     number = min(workers or cpus, len(parts))
-    size = sum(part.size * (10 if part.end is None else 1) for part in parts)
-    if number > 1 and all(part.size for part in parts) and size > SMALL:
+    is_large = sum(part.work for part in parts) > POOL_MIN_BYTES
+    if number > 1 and is_large and all(part.size for part in parts):
         return scan_in_processes(parts, scan, number)
     return scan_in_turn(parts, scan)
 
 
-@contextlib.contextmanager
-def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Iterator[Any]:
-    """A bar on standard error, in bytes; None if it is not wanted, or if that is left open and
-    standard error is not a terminal."""
+def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Any:
+    """A bar on standard error, in bytes, as a context; that of None if it is not wanted, or if that
+    is left open and standard error is not a terminal."""
     is_terminal = sys.stderr.isatty()
     if not (is_terminal if is_wanted is None else is_wanted):
-        yield None
-        return
+        return contextlib.nullcontext()
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread beside those that fork
     total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
     style: Any = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
     every = 0.1 if is_terminal else 10  # seconds
-    with tqdm(total=total or None, mininterval=every, delay=every, **style) as bar:
-        yield bar
+    return tqdm(total=total or None, mininterval=every, delay=every, **style)
 
 
 @contextlib.contextmanager
@@ -2329,8 +2282,8 @@ def open_standard_streams() -> None:
 
 # fmt: off
 @click.command(context_settings={
-    "auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"], "max_content_width": 80,
-    "show_default": True})
+    "auto_envvar_prefix": "LOAD_ACTIVE_USERS", "help_option_names": ["-h", "--help"],
+    "max_content_width": 80, "show_default": True})
 @click.argument("events", nargs=-1, type=Text(), metavar="EVENTS...")
 @option("--db", "PATH", "SQLite file, created if missing, or postgresql:// URL.",
         default="active_user_table.db")
@@ -2397,16 +2350,18 @@ def main(
         if events:
             rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
             check_database(db, rule, dry_run)
-            file = stack.enter_context(opened_rejects(None if dry_run else rejects))
+            file = stack.enter_context(opened_rejects(rejects)) if rejects and not dry_run else None
             parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
             bar = stack.enter_context(progress_bar(progress, parts))
-            ways = (replace, validate, dry_run, max_bad_records, file, bar, Report(replace))
-            loader: Loader
-            if commit_every:
-                loader = live = LiveLoader(events, db, rule, dates, *ways, every=commit_every)
-                live.load_arriving(sources)
+            kind = LiveLoader if commit_every else Loader
+            loader = kind(
+                events, db, rule, dates, replace=replace, validate=validate, dry_run=dry_run,
+                max_bad_records=max_bad_records, rejects=file, bar=bar, every=commit_every or 0,
+                report=Report(shows_removed=replace),
+            )
+            if isinstance(loader, LiveLoader):
+                loader.load_arriving(sources)
             else:
-                loader = Loader(events, db, rule, dates, *ways)
                 loader.load_once(scanned(parts, loader.scanner(), workers, cluster))
             loader.warn()
             if not quiet:
@@ -2420,8 +2375,5 @@ if IS_COMMAND:
     open_standard_streams()
     gc.freeze()  # what was imported stays: to look through it again and again takes a tenth
     gc.enable()
-    try:
+    with exit_status():  # also when click's own output can't be written
         main()
-    except OSError as error:  # of click's own output
-        say(f"Error: {reason(error)}")
-        sys.exit(1)

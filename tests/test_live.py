@@ -320,6 +320,36 @@ def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
     assert pipe.users() == ["a"]
 
 
+def test_a_directory_is_no_pipe(loader: Loader) -> None:
+    said = loader.refuse("-q", "--commit-every", 1000, loader.directory)
+    assert said == f"Error: {loader.directory}: is a directory; name the files in it\n"
+
+
+def test_a_file_that_is_called_like_standard_input(live: Start) -> None:
+    pipe = live("-q")
+    pipe.loader.file(b"bad\n", "-")
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    pipe.close()
+    assert pipe.end() == (0, "", "")
+
+
+def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
+    """After what came before them has been committed; what came with them is not forgotten."""
+    loader.file(lines(event("a")), "good.jsons")
+    options = ["-q", "--commit-every", 1000, "--max-bad-records", 9, "--rejects", "/dev/full"]
+    pipe = Live(loader, loader.command(*options, "good.jsons", "-"))
+    pipe.write(lines(event("b"), b"bad"))
+    assert pipe.end() == (
+        1,
+        "",
+        "-:2: is not a JSON object, {...}: one event per line is expected\n"
+        "not stored: the last lines that were read (2), up to -:2\n"
+        "Error: /dev/full: No space left on device; free some disk space and load again\n",
+    )
+    assert pipe.users() == ["a"]
+
+
 # -- Signals
 
 

@@ -28,7 +28,7 @@ from conftest import NOON, ROOT, SAMPLE, SCRIPT, Loader, event, lines
 
 import load_active_users
 from load_active_users import (
-    SMALL,
+    POOL_MIN_BYTES,
     Batch,
     Load,
     LoadError,
@@ -69,7 +69,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(40):
             file.write(samples[number % 7])
             file.write(b"\n" if number % 3 else b'{"event_name":"user_engagement"}\n{cut off\n')
-    assert path.stat().st_size > SMALL
+    assert path.stat().st_size > POOL_MIN_BYTES
     return path
 
 
@@ -79,7 +79,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("good") / "good.jsons"
     with path.open("wb") as file:
         file.writelines(itertools.repeat(SAMPLE.read_bytes(), 40))
-    assert path.stat().st_size > SMALL
+    assert path.stat().st_size > POOL_MIN_BYTES
     return path
 
 
@@ -177,7 +177,7 @@ def test_compressed_files_are_scanned_by_several_workers(loader: Loader) -> None
     for number in range(8):
         data = of_users(number) * 4 + b"bad\n"
         names.append(loader.file(gzip.compress(data, 1), f"{number}.gz"))
-    assert sum((loader.directory / name).stat().st_size for name in names) * 10 > SMALL
+    assert sum((loader.directory / name).stat().st_size for name in names) * 10 > POOL_MIN_BYTES
     results = []
     for workers in (1, 2, 4):
         options = ["--workers", workers, "--dry-run", "--max-bad-records", 8, "--format", "json"]
@@ -625,6 +625,14 @@ def test_schema_sql_belongs_beside_the_script(loader: Loader) -> None:
     what = "is missing; it belongs beside load_active_users.py"
     assert endless(alone) == (1, b"", f"Error: {path}: {what}\n")
     assert not loader.db.exists()
+
+
+def test_a_link_to_a_database_that_is_not_there_yet(loader: Loader) -> None:
+    loader.db.symlink_to("data.db")
+    for expected in (64, 0):
+        assert sum(date["added"] for date in loader.load(SAMPLE)["dates"]) == expected
+    assert loader.db.is_symlink()
+    assert sum(loader.table().values()) == 64
 
 
 def test_a_link_to_the_script_finds_schema_sql(loader: Loader) -> None:
@@ -1283,8 +1291,8 @@ def test_a_load_holds_some_users_and_stages_the_rest() -> None:
         data = b"".join(row.replace(b"USER", user) for user in users)
         for batch in scan(Range("x", data=data)):
             load.add(batch)
-            most = max(most, load.held)
-    assert load_active_users.HELD // 2 < most < 2 * load_active_users.HELD
+            most = max(most, load.size)
+    assert load_active_users.SPILL_BYTES // 2 < most < 2 * load_active_users.SPILL_BYTES
     found = [user for some in load.users("2019-12-30") for user in some]
     load.close()
     assert found == sorted({f"{n}-{user:0500}" for n in range(4) for user in range(10_000)})

@@ -420,9 +420,9 @@ class CountingRule(Rule):
 
     plain = 0
 
-    def reading(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
+    def evaluate(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
         self.plain += 1
-        return super().reading(event)
+        return super().evaluate(event)
 
 
 @pytest.mark.parametrize("odd", [{"user": "u" * 200}, {"time": -1}, {"msec": "-5"}])
