@@ -852,7 +852,7 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
             check_format(bytes(buffer[: min(filled, SNIFFED_BYTES)]))
         if length:
             yield buffer, length
-        buffer[: filled - length] = buffer[length:filled]
+            buffer[: filled - length] = buffer[length:filled]
         held = filled - length
 
 
