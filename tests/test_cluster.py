@@ -15,8 +15,8 @@ from typing import Any
 
 import distributed
 import pytest
-from conftest import SAMPLE, Loader, event, lines
-from test_robust import INTERRUPTED, ROWS, of_users, start, usage, wait_for
+from conftest import SAMPLE, Loader, event, lines, wait_for
+from test_robust import INTERRUPTED, ROWS, of_users, start, usage
 
 from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
-from conftest import ROOT, SAMPLE, Loader, event, lines
+from conftest import ROOT, SAMPLE, Loader, event, lines, wait_for
 
 MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
 LOCKED = (
@@ -34,14 +34,6 @@ COMPRESSED = "a compressed pipe can't be committed as it comes; put zcat before 
 NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NAMES = [number.name for number in STOPS]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """What a condition becomes in the end."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return result
 
 
 class Live:

@@ -18,10 +18,9 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import NOON, ROOT, SAMPLE, Loader, event, lines, wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_live import wait_for
 
 from load_active_users import DateCount, Report, Scanner, Tally, as_table, ranges, rule_of
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import NOON, ROOT, SAMPLE, Loader, event, lines, wait_for
 from test_robust import (
     INTERRUPTED,
     KILLS,
@@ -26,7 +26,6 @@ from test_robust import (
     impatient,
     of_users,
     start,
-    wait_for,
 )
 
 BIN = max(
@@ -115,6 +114,8 @@ def running() -> Iterator[str]:
 
 class PostgresLoader(Loader):
     """The command, and a database of its own on the server."""
+
+    modules = ("psycopg",)
 
     def __init__(self, directory: Path, server: str, options: str = "") -> None:
         super().__init__(directory)

@@ -24,7 +24,7 @@ from typing import Any
 
 import plain
 import pytest
-from conftest import NOON, ROOT, SAMPLE, SCRIPT, Loader, event, lines
+from conftest import NOON, ROOT, SAMPLE, SCRIPT, Loader, event, lines, wait_for
 
 import load_active_users
 from load_active_users import (
@@ -99,14 +99,6 @@ def alive(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """What a condition becomes in the end."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return result
 
 
 def workers_of(process: subprocess.Popen[bytes], number: int = 2) -> list[int]:

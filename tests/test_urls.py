@@ -17,9 +17,9 @@ from typing import Any
 
 import plain
 import pytest
-from conftest import ROOT, SAMPLE, Loader, event, lines
+from conftest import ROOT, SAMPLE, Loader, event, lines, wait_for
 from test_cluster import Cluster
-from test_robust import of_users, usage, wait_for
+from test_robust import of_users, usage
 
 import load_active_users
 from load_active_users import Load, LoadError, Scanner, expanded, ranges, rule_of, scan_in_turn
