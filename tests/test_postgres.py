@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,12 @@ BIN = max(
 )
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 DAY = 86_400 * 10**6
-pytestmark = pytest.mark.skipif(
-    not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
-)
+pytestmark = [
+    pytest.mark.xdist_group("postgres"),  # of one server
+    pytest.mark.skipif(
+        not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def running() -> Iterator[str]:
 class PostgresLoader(Loader):
     """The command, and a database of its own on the server."""
 
-    modules = ("psycopg",)
+    modules = ("psycopg", "matplotlib.figure", "matplotlib.backends.backend_agg")
 
     def __init__(self, directory: Path, server: str, options: str = "") -> None:
         super().__init__(directory)
@@ -150,8 +153,10 @@ class PostgresLoader(Loader):
 
 
 @pytest.fixture
-def loader(tmp_path: Path, server: str) -> PostgresLoader:
-    return PostgresLoader(tmp_path, server)
+def loader(tmp_path: Path, server: str) -> Iterator[PostgresLoader]:
+    loader = PostgresLoader(tmp_path, server)
+    yield loader
+    loader.administer(f'DROP DATABASE "{loader.name}" WITH (FORCE)')
 
 
 @pytest.fixture
@@ -234,23 +239,22 @@ def test_a_database_keeps_one_rule(loader: PostgresLoader) -> None:
     )
 
 
+MISSING = "it has no table active_user_table: it"
 OTHERS = [
-    ("CREATE TABLE active_user (date DATE)", "active_user"),
-    ("CREATE TABLE load_log (x TEXT)", "load_log"),
+    ("CREATE TABLE active_user (date DATE)", MISSING),
+    ("CREATE TABLE load_log (x TEXT)", MISSING),
     (
         "CREATE TABLE active_user_table (date TEXT PRIMARY KEY, active_user_count BIGINT NOT NULL)",
-        "active_user_table",
+        "its table active_user_table",
     ),
 ]
 
 
-@pytest.mark.parametrize(("script", "table"), OTHERS, ids=[table for _, table in OTHERS])
-def test_tables_that_are_not_ours(loader: PostgresLoader, script: str, table: str) -> None:
+@pytest.mark.parametrize(("script", "what"), OTHERS, ids=["users", "log", "counts"])
+def test_tables_that_are_not_ours(loader: PostgresLoader, script: str, what: str) -> None:
     loader.query(script)
-    status, out, err = endless(loader)
-    assert (status, out, err.count("\n")) == (1, b"", 1)
-    assert err.startswith(f"Error: {loader.shown}: ")
-    assert err.endswith(" one of load_active_users.py; choose another --db\n")
+    what += " is not one of load_active_users.py; choose another --db"
+    assert endless(loader) == (1, b"", f"Error: {loader.shown}: {what}\n")
 
 
 def test_other_tables_are_no_matter(loader: PostgresLoader) -> None:
@@ -299,15 +303,16 @@ def test_a_foreign_key_of_an_administrator(loader: PostgresLoader) -> None:
 
 
 def test_a_search_path_without_the_tables(loader: PostgresLoader) -> None:
-    """Tables that are there, but not seen, are not made a second time."""
+    """Tables that are there, but not seen, are not made a second time: the load is refused."""
     loader.load(SAMPLE)
     loader.query("CREATE SCHEMA other")
     loader.administer(f'ALTER DATABASE "{loader.name}" SET search_path = other')
     done = loader.run("-q", SAMPLE)
     found = loader.query("SELECT schemaname FROM pg_tables WHERE tablename = 'active_user_table'")
     assert found == [("public",)]
-    if done.returncode:
-        assert done.stderr.decode().startswith(f"Error: {loader.shown}: ")
+    what = "its tables are in schema public, which search_path leaves out"
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == f"Error: {loader.shown}: {what}\n"
 
 
 REFUSED = [  # a change of the URL, and what the server says
@@ -323,11 +328,10 @@ def test_what_the_server_says_is_one_line(
 ) -> None:
     url = loader.url.replace(f"/{loader.name}", "/NAME").replace(*change)
     url = url.replace("/NAME", f"/{loader.name}")
-    status, out, err = endless(loader, "--db", url)
-    assert (status, out, err.count("\n")) == (1, b"", 1)
-    assert err.startswith(f"Error: {url.partition('://')[0]}://{url.rpartition('@')[2]}: ")
-    assert reason in err
-    assert not re.search("p@ss|p%40ss|wrong", err)
+    place = url.rpartition("@")[2]
+    port = place.partition("/")[0].partition(":")[2]
+    what = f'connection failed: connection to server at "127.0.0.1", port {port} failed: {reason}'
+    assert endless(loader, "--db", url) == (1, b"", f"Error: postgresql://{place}: {what}\n")
 
 
 ENCODINGS = ["LATIN1", "SQL_ASCII", "UTF8"]
@@ -347,8 +351,10 @@ def test_encodings(tmp_path: Path, server: str, encoding: str, client: str) -> N
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     done = loader.run("-q", loader.file(lines(event("ü"), event("日本"))), env=env)
     if encoding == "LATIN1":
-        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
-        assert done.stderr.decode().startswith(f"Error: {loader.shown}: ")
+        character = "character with byte sequence 0xe6 0x97 0xa5"
+        what = f'{character} in encoding "UTF8" has no equivalent in encoding "LATIN1"'
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode() == f"Error: {loader.shown}: {what}\n"
     else:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -361,18 +367,27 @@ def test_a_user_in_another_encoding_than_the_database(tmp_path: Path, server: st
 
 
 def test_a_timeout_of_the_url(loader: PostgresLoader) -> None:
-    """A server that takes the connection and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        for more in ({}, {"PGCONNECT_TIMEOUT": "2"}):
-            url = f"postgresql://127.0.0.1:{port}/x" + ("" if more else "?connect_timeout=2")
-            started = time.monotonic()
-            done = loader.run("--db", url, SAMPLE, env=more)
-            assert (done.returncode, done.stdout) == (1, b"")
-            assert done.stderr.decode() == (
-                f"Error: postgresql://127.0.0.1:{port}/x: connection timeout expired\n"
-            )
-            assert time.monotonic() - started < 8  # where 10 s are the default
+    """A server that takes the connection and says nothing: who waits for 2 s has ended while who
+    waits longer, and began earlier, is still there."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
+        place = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"
+
+        def connect(seconds: int, is_in_url: bool) -> subprocess.Popen[bytes]:
+            url = f"{place}?connect_timeout={seconds}" if is_in_url else place
+            env = {} if is_in_url else {"PGCONNECT_TIMEOUT": str(seconds)}
+            process = start(loader, "--db", url, SAMPLE, env={**os.environ, **env})
+            return stack.enter_context(process)
+
+        patient, impatient = ([connect(n, where) for where in (True, False)] for n in (600, 2))
+        try:
+            for process in impatient:
+                out, err = process.communicate(timeout=60)
+                assert (process.returncode, out) == (1, b"")
+                assert err.decode() == f"Error: {place}: connection timeout expired\n"
+            assert [process.poll() for process in patient] == [None, None]
+        finally:
+            for process in patient:
+                process.kill()
 
 
 def test_a_role_that_may_only_read_the_counts(loader: PostgresLoader) -> None:
@@ -386,9 +401,8 @@ def test_a_role_that_may_only_read_the_counts(loader: PostgresLoader) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         loader.query(f"GRANT SELECT ON {more} TO dashboard")
     assert loader.load("--db", url, "--dry-run", SAMPLE)["lines"] == 1000
-    status, out, err = endless(loader, "--db", url)
-    assert (status, out, err.count("\n")) == (1, b"", 1)
-    assert err.startswith(f"Error: {loader.shown}: permission denied for ")
+    what = "permission denied for table active_user_table; grant the role what it needs"
+    assert endless(loader, "--db", url) == (1, b"", f"Error: {loader.shown}: {what}\n")
 
 
 def test_a_later_version(loader: PostgresLoader) -> None:
@@ -471,7 +485,7 @@ def test_a_crowd(loader: PostgresLoader) -> None:
 def test_killed_at_any_moment(loader: PostgresLoader) -> None:
     loader.load(SAMPLE)
     before = loader.content()[:2]
-    name = loader.file(b"".join(of_users(number) for number in range(20)))
+    name = loader.file(b"".join(of_users(number) for number in range(10)))
     chance = random.Random(0)
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     others = (
@@ -480,15 +494,15 @@ def test_killed_at_any_moment(loader: PostgresLoader) -> None:
     )
     for _ in range(KILLS // 3):
         with start(loader, "-q", name, **silent) as process:
-            time.sleep(chance.uniform(0.1, 0.9))
+            time.sleep(chance.uniform(0.1, 0.7))
             process.kill()
         assert wait_for(lambda: loader.query(others) == [(0,)])
         state = loader.content()[:2]
         counted = "SELECT date, count(*) FROM active_user GROUP BY date"
         assert dict(state[0]) == dict(loader.query(counted))
-        assert state == before or sum(dict(state[0]).values()) == 21 * 64
+        assert state == before or sum(dict(state[0]).values()) == 11 * 64
     loader.load(name)
-    assert sum(loader.table().values()) == 21 * 64
+    assert sum(loader.table().values()) == 11 * 64
 
 
 LOCKS = {
@@ -554,10 +568,9 @@ def test_a_connection_that_breaks(loader: PostgresLoader) -> None:
                 "WHERE pid != pg_backend_pid() AND datname = current_database()"
             )
             out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
-    assert err.decode().startswith(
-        f"Error: {loader.shown}: terminating connection due to administrator command"
-    )
+    assert (process.returncode, out) == (1, b"")
+    what = "terminating connection due to administrator command"
+    assert err.decode() == f"Error: {loader.shown}: {what}\n"
     assert sum(loader.table().values()) == 64
 
 

@@ -908,12 +908,12 @@ def locked(loader: Loader) -> Iterator[Loader]:
 
 
 def impatient(loader: Loader) -> Loader:
-    """The program, waiting for half a second where it waits for 60."""
+    """The program, waiting for a tenth of a second where it waits for 60."""
     other = copied(loader, schema=True)
     path = loader.directory / "program" / SCRIPT.name
     text = path.read_text()
     assert text.count("LOCK_SECONDS = 60.0") == 1
-    path.write_text(text.replace("LOCK_SECONDS = 60.0", "LOCK_SECONDS = 0.5"))
+    path.write_text(text.replace("LOCK_SECONDS = 60.0", "LOCK_SECONDS = 0.1"))
     return other
 
 
