@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import settings
@@ -24,6 +24,7 @@ from hypothesis import settings
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "load_active_users.py"
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
+AT_START = ("PYTHON", "SQLITE", "TMPDIR")  # variables that libraries read when they are imported
 NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -94,11 +95,17 @@ class Server:
         return int(text)
 
     def run(
-        self, arguments: list[str], directory: Path, input: bytes, env: dict[str, str]
+        self,
+        arguments: list[str],
+        directory: Path,
+        input: bytes | BinaryIO,
+        env: dict[str, str],
     ) -> tuple[int, bytes, bytes]:
         """The exit status, standard output and standard error of a process."""
         request = json.dumps([arguments, str(directory), env]).encode()
         (stdin, feed), (out, stdout), (err, stderr) = (os.pipe() for _ in range(3))
+        if not isinstance(input, bytes):
+            os.dup2(input.fileno(), stdin)
         socket.send_fds(self.channel, [request], [stdin, stdout, stderr])
         for end in (stdin, stdout, stderr):
             os.close(end)
@@ -107,7 +114,7 @@ class Server:
         with ThreadPoolExecutor(2) as pool, open(out, "rb") as output, open(err, "rb") as errors:
             found = [pool.submit(file.read) for file in (output, errors)]
             with suppress(BrokenPipeError), open(feed, "wb") as file:
-                file.write(input)
+                file.write(input if isinstance(input, bytes) else b"")
             said = [future.result() for future in found]
         status = self.answer()
         limit.cancel()
@@ -137,21 +144,22 @@ class Loader:
         return [sys.executable, str(SCRIPT), *map(str, args)]
 
     def run(
-        self, *args: object, input: bytes = b"", env: dict[str, str] | None = None
+        self, *args: object, input: bytes | BinaryIO = b"", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         command = self.command(*args)
         is_usual = command[:2] == [sys.executable, str(SCRIPT)]
-        if is_usual and not any(name.startswith("PYTHON") for name in env or ()):
+        if is_usual and not any(name.startswith(AT_START) for name in env or ()):
             server = next(servers(*self.modules))
             done = server.run(command[2:], self.directory, input, environment(env))
             return subprocess.CompletedProcess(command, *done)
+        stdin: dict[str, Any] = {"input": input} if isinstance(input, bytes) else {"stdin": input}
         return subprocess.run(
             command,
             cwd=self.directory,
-            input=input,
             env=environment(env),
             capture_output=True,
             timeout=300,
+            **stdin,
         )
 
     def load(
@@ -201,6 +209,11 @@ class Loader:
         with closing(sqlite3.connect(self.db)) as db:
             version = db.execute("PRAGMA user_version").fetchone()
             return [*db.iterdump(), f"version {version[0]}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that in the end no test has to be waited for."""
+    items.sort(key=lambda item: item.path.stem not in ("test_cluster", "test_robust", "test_scan"))
 
 
 @pytest.fixture

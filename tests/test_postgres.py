@@ -492,7 +492,7 @@ def test_killed_at_any_moment(loader: PostgresLoader) -> None:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND pid != pg_backend_pid()"
     )
-    for _ in range(KILLS // 3):
+    for _ in range(KILLS // 2):
         with start(loader, "-q", name, **silent) as process:
             time.sleep(chance.uniform(0.1, 0.7))
             process.kill()
