@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
@@ -345,13 +345,18 @@ def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
 # -- Signals
 
 
+@cache
+def many_events() -> bytes:
+    return b"".join(lines(event(f"u{number:05}")) for number in range(20_000))
+
+
 class Feed:
     """Writes into a pipe whatever it takes, and knows in the end what was read of it."""
 
     def __init__(self, pause: float, cut: int) -> None:
         self.read_end, write_end = os.pipe()
         self.written = 0
-        self.data = b"".join(lines(event(f"u{number:05}")) for number in range(20_000))
+        self.data = many_events()
         self.done = threading.Event()
 
         def write() -> None:
@@ -419,7 +424,7 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
         command, cwd=loader.directory, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert wait_for(partial(has_begun, process))
-        time.sleep(0.5)
+        time.sleep(0.2)
         process.send_signal(number)
         assert process.wait(30) == 0
         assert process.stderr and process.stderr.read() == b""
@@ -486,7 +491,7 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
         pipe.await_said(f"{LOCKED}{WAITS}\n")
         for user in "cde":
             pipe.write(lines(event(user)))
-            time.sleep(1)
+            time.sleep(0.4)
         assert db.execute("SELECT count(*) FROM active_user").fetchone() == (1,)
         db.execute("COMMIT")
     pipe.await_users("a", "b", "c", "d", "e")
@@ -529,7 +534,7 @@ def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None
         thread = threading.Thread(target=pipe.write, args=(data,))
         thread.start()
         pipe.await_said(f"{LOCKED}{WAITS}\n")
-        time.sleep(2)
+        time.sleep(1.2)
         assert thread.is_alive()  # the producer has to wait
         assert rss(pipe.process.pid) - size < 16 << 10
         db.execute("ROLLBACK")
@@ -571,7 +576,7 @@ def test_a_full_disk(loader: Loader) -> None:
     pipe.write(lines(*map(event, some)))
     pipe.await_said(f"{FULL}{WAITS}\n")
     pipe.write(lines(event("b")))
-    time.sleep(2)
+    time.sleep(1.2)
     assert users() == ["a"]
     filler.unlink()
     assert wait_for(lambda: users() == sorted([*some, "a", "b"]))
@@ -592,7 +597,7 @@ def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection
             pipe = live("-q", every=1000, patience=patience)
             pipe.write(lines(event("a")))
             pipe.await_read()
-            time.sleep(0.5)
+            time.sleep(0.1)
             connections.append(sqlite3.connect(pipe.loader.db, isolation_level=None))
             connections[-1].execute("BEGIN IMMEDIATE")
             pipe.write(lines(event("b"), event("c")) + tail)
@@ -612,7 +617,7 @@ LEFT_OUT = "-: the last line had not ended: its 6 bytes were left out\n"
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
     """It waits, and then says what was not stored."""
-    pipe, _ = locked(1.5, HALF)
+    pipe, _ = locked(0.5, HALF)
     before = pipe.loader.content()
     pipe.process.send_signal(number)
     assert pipe.process.wait(30) == 1
@@ -624,7 +629,7 @@ def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
 def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
     pipe, db = locked(None, HALF)
     pipe.process.terminate()
-    time.sleep(1.5)
+    time.sleep(0.8)
     assert pipe.process.poll() is None
     db.execute("ROLLBACK")
     assert pipe.process.wait(30) == 0
@@ -637,9 +642,9 @@ def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> No
     """As by Ctrl-C, which ends the producer first: that is no reason to lose what was read."""
     pipe, db = locked(None)
     pipe.close()
-    time.sleep(1)
+    time.sleep(0.7)
     pipe.process.send_signal(number)
-    time.sleep(0.5)
+    time.sleep(0.3)
     assert pipe.process.poll() is None
     db.execute("ROLLBACK")
     assert (pipe.process.wait(30), pipe.said()) == (0, "")
@@ -651,7 +656,7 @@ def test_told_to_stop_twice(locked: Locked) -> None:
     pipe, _ = locked(None, HALF)
     before = pipe.loader.content()
     pipe.process.terminate()
-    time.sleep(1)
+    time.sleep(0.3)
     pipe.process.terminate()
     assert pipe.process.wait(30) == 143
     assert pipe.said().splitlines() == [
