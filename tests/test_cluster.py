@@ -139,6 +139,7 @@ def test_a_worker_that_is_killed_is_made_up_for(
     assert report["bad_records"] == 8 * 5
 
 
+@pytest.mark.xdist_group("waits")
 def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, large: Path) -> None:
     workers = [cluster.worker() for _ in range(2)]
     loader.load(SAMPLE)
@@ -197,6 +198,7 @@ def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
 NOBODY = "no Dask scheduler answers there; check the address and that it runs"
 
 
+@pytest.mark.xdist_group("waits")
 def test_clusters_that_cannot_be_used(loader: Loader) -> None:
     for address in ("nonsense://x", "tcp://127.0.0.1:1"):
         assert loader.refuse("--cluster", address, SAMPLE) == f"Error: {address}: {NOBODY}\n"
