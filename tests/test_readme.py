@@ -19,10 +19,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import NOON, ROOT, Loader, environment, event, lines
+from conftest import NOON, ROOT, Loader, environment, event, lines, wait_for
 from test_operate import README, Night, blocks
 from test_postgres import BIN, PostgresLoader, running
-from test_robust import wait_for
 
 DAY = 86_400 * 10**6
 REPORT = README.split("```text\n")[1].split("```")[0]
