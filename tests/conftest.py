@@ -213,7 +213,17 @@ class Loader:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long begins first, so that in the end no test has to be waited for."""
-    items.sort(key=lambda item: item.path.stem not in ("test_cluster", "test_robust", "test_scan"))
+    first = ("test_a_real_cron_daemon", "test_robust", "test_scan")
+    items.sort(key=lambda item: [name not in (item.name, item.path.stem) for name in first])
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a PostgreSQL server."""
+    from test_postgres import running
+
+    with running() as url:
+        yield url
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from test_robust import INTERRUPTED, ROWS, of_users, start, usage
 
 from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
 
+pytestmark = pytest.mark.xdist_group("cluster")  # of one large file
+
 
 class Cluster:
     """A scheduler, and workers of one thread."""
@@ -127,7 +129,7 @@ def test_a_worker_that_is_killed_is_made_up_for(
 ) -> None:
     workers = [cluster.worker() for _ in range(2)]
     options = ["--cluster", cluster.address, "--max-bad-records", 1000, "--format", "json"]
-    with start(loader, *options, *[large] * 8) as load:
+    with start(loader, *options, *[large] * 4) as load:
         assert cluster.is_scanning(load, large)
         workers[0].kill()
         out, _ = load.communicate(timeout=120)
@@ -135,11 +137,10 @@ def test_a_worker_that_is_killed_is_made_up_for(
     report = json.loads(out)
     counts = [date["active_user_count"] for date in report["dates"]]
     assert counts == [7 * 11, 7 * 31, 7 * 22]
-    assert report["lines"] == 8 * 250 * 1001
-    assert report["bad_records"] == 8 * 5
+    assert report["lines"] == 4 * 250 * 1001
+    assert report["bad_records"] == 4 * 5
 
 
-@pytest.mark.xdist_group("waits")
 def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, large: Path) -> None:
     workers = [cluster.worker() for _ in range(2)]
     loader.load(SAMPLE)
@@ -198,7 +199,6 @@ def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
 NOBODY = "no Dask scheduler answers there; check the address and that it runs"
 
 
-@pytest.mark.xdist_group("waits")
 def test_clusters_that_cannot_be_used(loader: Loader) -> None:
     for address in ("nonsense://x", "tcp://127.0.0.1:1"):
         assert loader.refuse("--cluster", address, SAMPLE) == f"Error: {address}: {NOBODY}\n"

@@ -507,7 +507,6 @@ exec /usr/sbin/cron -f
 """
 
 
-@pytest.mark.xdist_group("waits")
 @pytest.mark.skipif(
     not CRON or os.geteuid() != 0, reason="needs cron, and root to start it apart from the machine"
 )

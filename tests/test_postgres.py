@@ -34,18 +34,12 @@ BIN = max(
 )
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 DAY = 86_400 * 10**6
-pytestmark = [
+pytestmark = needs_postgres = [
     pytest.mark.xdist_group("postgres"),  # of one server
     pytest.mark.skipif(
         not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running() as url:
-        yield url
 
 
 @contextmanager

@@ -21,13 +21,17 @@ from typing import Any
 import pytest
 from conftest import NOON, ROOT, Loader, environment, event, lines, wait_for
 from test_operate import README, Night, blocks
-from test_postgres import BIN, PostgresLoader, running
+from test_postgres import PostgresLoader, needs_postgres
 
 DAY = 86_400 * 10**6
 REPORT = README.split("```text\n")[1].split("```")[0]
-needs_postgres = pytest.mark.skipif(
-    not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
-)
+
+
+def of_postgres(test: Any) -> Any:
+    """With the marks of the tests that need its server."""
+    for mark in needs_postgres:
+        test = mark(test)
+    return test
 
 
 def the_block(language: str, start: str) -> str:
@@ -309,12 +313,6 @@ def test_the_units_do_what_the_crontab_does(night: Night) -> None:
 # -- Tables and queries: the same on both databases
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running() as url:
-        yield url
-
-
 @pytest.fixture(params=["SQLite", pytest.param("PostgreSQL", marks=needs_postgres)])
 def loader(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
     if request.param == "SQLite":
@@ -437,7 +435,7 @@ def here(postgres: PostgresLoader, command: str) -> str:
     return command.replace(place, postgres.url.replace(":p%40ss@", "@"))
 
 
-@needs_postgres
+@of_postgres
 @pytest.mark.parametrize("place", ["~/.pgpass", "PGPASSWORD"])
 def test_where_the_password_belongs(clone: Clone, postgres: PostgresLoader, place: str) -> None:
     assert f"`{place}`" in README
@@ -452,7 +450,7 @@ def test_where_the_password_belongs(clone: Clone, postgres: PostgresLoader, plac
     assert [count for _, count in postgres.query("SELECT * FROM active_user_table")] == [11, 31, 22]
 
 
-@needs_postgres
+@of_postgres
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 def test_users_are_forgotten_and_their_counts_are_kept(
     clone: Clone, postgres: PostgresLoader
