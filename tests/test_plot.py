@@ -8,12 +8,13 @@ import stat
 import subprocess
 from contextlib import closing
 from datetime import date, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,6 +23,7 @@ from matplotlib.patches import Rectangle, StepPatch
 
 from load_active_users import drawn, picture, week_averages
 
+pytestmark = pytest.mark.xdist_group("plot")  # of one process, which draws no picture twice
 TERMS = ("US/Central", ("user_engagement",), 3000, ("*_event",))
 MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 DAY = 86_400 * 10**6
@@ -43,6 +45,12 @@ def texts(svg: bytes) -> list[str]:
     builder = ElementTree.TreeBuilder(insert_comments=True)
     nodes: Any = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder)).iter()
     return [node.text.strip() for node in nodes if node.tag is ElementTree.Comment]
+
+
+@pytest.fixture
+def loader(loader: Loader) -> Loader:
+    loader.modules = DRAWING
+    return loader
 
 
 class Drawn:
@@ -85,6 +93,11 @@ class Drawn:
         return [text.get_text() for text in legend.get_texts()] if legend else []
 
 
+@cache
+def of_days(days: int) -> Drawn:
+    return Drawn(series(days))
+
+
 # -- Where everything is
 
 
@@ -107,7 +120,7 @@ def test_a_bar_is_as_high_as_its_count(days: int, half: float) -> None:
     expected = [
         (FIRST + n - half, FIRST + n + half, count) for n, (_, count) in enumerate(series(days))
     ]
-    assert Drawn(series(days)).bars() == expected
+    assert of_days(days).bars() == expected
 
 
 def test_gaps_are_grey_and_not_zeros() -> None:
@@ -141,12 +154,12 @@ def test_the_line_is_the_average_of_seven_days(days: int) -> None:
     """From the seventh day on, where there are two weeks; its points are in the middle of bars."""
     expected = averages({FIRST + n: count for n, (_, count) in enumerate(series(days))})
     assert [value == value for value in expected.values()] == [False] * 6 + [True] * (days - 6)
-    assert Drawn(series(days)).line() == pytest.approx(expected | {FIRST + days: NAN}, nan_ok=True)
-    assert Drawn(series(days)).legend() == ["7-day average"]
+    assert of_days(days).line() == pytest.approx(expected | {FIRST + days: NAN}, nan_ok=True)
+    assert of_days(days).legend() == ["7-day average"]
 
 
 def test_less_than_two_weeks_have_no_line() -> None:
-    assert (Drawn(series(13)).line(), Drawn(series(13)).legend()) == ({}, [])
+    assert (of_days(13).line(), of_days(13).legend()) == ({}, [])
 
 
 def test_the_line_is_broken_at_gaps() -> None:
@@ -162,11 +175,11 @@ def test_the_line_is_broken_at_gaps() -> None:
 @pytest.mark.parametrize("days", [1, 3, 13])
 def test_a_label_is_over_the_middle_of_its_bar(days: int) -> None:
     expected = [(FIRST + n, count, f"{count:,}") for n, (_, count) in enumerate(series(days))]
-    assert Drawn(series(days)).labels() == expected
+    assert of_days(days).labels() == expected
 
 
 def test_many_days_have_no_labels() -> None:
-    assert Drawn(series(14)).labels() == []
+    assert of_days(14).labels() == []
 
 
 @pytest.mark.parametrize("count", [999_999, 8_888_888, 88_888_888])
@@ -187,7 +200,7 @@ def test_labels_do_not_touch(days: int, count: int) -> None:
 
 @pytest.mark.parametrize("days", [1, 10, 11, 70, 71, 400])
 def test_dates_do_not_touch(days: int) -> None:
-    figure = Drawn(series(days))
+    figure = of_days(days)
     labels = [label for label in figure.axes.get_xticklabels() if label.get_text()]
     boxes = [label.get_window_extent() for label in labels]
     gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
@@ -197,12 +210,12 @@ def test_dates_do_not_touch(days: int) -> None:
 
 def test_which_dates_are_named() -> None:
     """Each of a few; the Mondays of some weeks; some of many."""
-    assert Drawn(series(3)).ticks() == ["Sun\n2019-12-29", "Mon\n2019-12-30", "Tue\n2019-12-31"]
-    assert Drawn(series(10)).ticks()[-1] == "Tue\n2020-01-07"
-    assert Drawn(series(15)).ticks() == ["Mon\n2019-12-30", "Mon\n2020-01-06"]
-    assert {text[:4] for text in Drawn(series(70)).ticks()} == {"Mon\n"}
-    assert "2021-01-01" in Drawn(series(1000)).ticks()
-    named = Drawn(series(71))
+    assert of_days(3).ticks() == ["Sun\n2019-12-29", "Mon\n2019-12-30", "Tue\n2019-12-31"]
+    assert of_days(10).ticks()[-1] == "Tue\n2020-01-07"
+    assert of_days(15).ticks() == ["Mon\n2019-12-30", "Mon\n2020-01-06"]
+    assert {text[:4] for text in of_days(70).ticks()} == {"Mon\n"}
+    assert "2021-01-01" in of_days(1000).ticks()
+    named = of_days(71)
     assert named.ticks() == [f"{num2date(x):%Y-%m-%d}" for x in named.axes.get_xticks()]
 
 
@@ -447,6 +460,7 @@ def test_plot_in_an_environment_without_anything(loader: Loader) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Loader:
     """A database and its picture."""
     loader = Loader(tmp_path_factory.mktemp("plain"))
+    loader.starts_anew = True
     loader.load("--plot", "plain.svg", SAMPLE)
     return loader
 
@@ -484,6 +498,7 @@ def draw_with_settings(plain: Loader, directory: Path, case: str, where: str) ->
     else:
         settings.symlink_to(content)
     loader = Loader(place if where == "here" else directory)
+    loader.starts_anew = True
     environments = {
         "named": {"MATPLOTLIBRC": str(settings)},
         "its directory named": {"MATPLOTLIBRC": str(place)},

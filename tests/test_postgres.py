@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines, wait_for
+from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines, wait_for
 from test_robust import (
     INTERRUPTED,
     KILLS,
@@ -112,7 +112,7 @@ def running() -> Iterator[str]:
 class PostgresLoader(Loader):
     """The command, and a database of its own on the server."""
 
-    modules = ("psycopg", "matplotlib.figure", "matplotlib.backends.backend_agg")
+    modules: tuple[str, ...] = ("psycopg",)
 
     def __init__(self, directory: Path, server: str, options: str = "") -> None:
         super().__init__(directory)
@@ -335,6 +335,7 @@ ENCODINGS = ["LATIN1", "SQL_ASCII", "UTF8"]
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_encodings(tmp_path: Path, server: str, encoding: str, client: str) -> None:
     loader = PostgresLoader(tmp_path, server, f"ENCODING '{encoding}' LOCALE 'C'")
+    loader.modules = ("psycopg", *DRAWING)
     name = loader.file(SAMPLE.read_bytes(), "日本.json")
     env = {"PGCLIENTENCODING": client} if client else {}
     for _ in range(2):

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.xdist_group("urls")  # of one web server and one S3 ser
 @pytest.fixture
 def libraries(loader: Loader) -> None:
     """Those that open URLs, of which are installed, have been imported before a load begins."""
-    some = ("psycopg", "fsspec.asyn", "aiohttp", "s3fs")
+    some = ("fsspec.asyn", "aiohttp", "s3fs")
     loader.modules = tuple(filter(importlib.util.find_spec, some))
 
 
@@ -299,7 +299,6 @@ SERVERS = [  # that are PostgreSQL's, and how they are shown
 ]
 
 
-@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize(("db", "shown"), SERVERS, ids=[db for db, _ in SERVERS])
 def test_servers_that_are_not_there(loader: Loader, db: str, shown: str) -> None:
     for args in ([SAMPLE], ["--plot", "x.png"]):
