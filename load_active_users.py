@@ -1093,7 +1093,7 @@ def cluster_result(client: Any, future: Any, name: str) -> Any:
     """What a worker of a cluster has found. Raises LoadError, also if all workers are gone."""
     while True:
         try:
-            return future.result(timeout=30)
+            return future.result(timeout=10)
         except TimeoutError:
             if not client.nthreads():
                 raise Refused("has no workers any more; start some and load again") from None
