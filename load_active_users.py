@@ -1256,7 +1256,7 @@ class Database:
     def upgrade(self) -> list[str] | None:
         """The statements that give tables of an earlier version what they lack; None if there are
         no tables yet. Raises Refused if they are not ours, or of a later version."""
-        with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        with about(SCHEMA), contextlib.closing(sqlite3.connect(":memory:")) as new:
             new.executescript(schema())
             wanted = new.execute(Sqlite.COLUMNS).fetchall()
             [latest] = new.execute(Sqlite.VERSION).fetchone()
@@ -1420,18 +1420,19 @@ class Sqlite(Database):
                 if write:
                     open(path, "xb").close()
                     self.is_new = True
-            before = os.stat(path).st_ino
-            self.connection.close()
-            self.connection = sqlite3.connect(
-                f"file:{uri}?mode={mode}", 0.1, isolation_level=None, uri=True
-            )
             try:
+                before = os.stat(path).st_ino
+                self.connection.close()
+                self.connection = sqlite3.connect(
+                    f"file:{uri}?mode={mode}", 0.1, isolation_level=None, uri=True
+                )
                 for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
                     self.execute(statement)
                 self.execute("SELECT count(*) FROM sqlite_master")
-                with contextlib.suppress(FileNotFoundError):
-                    if not write or os.stat(path).st_ino == before:
-                        return
+                if not write or os.stat(path).st_ino == before:
+                    return
+            except FileNotFoundError:  # a first load has failed, and has removed it
+                continue
             except sqlite3.OperationalError as error:
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
                 if write or mode != "rw" or not is_closed or os.path.exists(path + "-wal"):

@@ -1,7 +1,7 @@
 -- The database of load_active_users.py, as SQLite spells it: sqlite3 active_user_table.db < schema.sql
 -- For PostgreSQL the loader translates it: INTEGER, REAL, WITHOUT ROWID, date(x, '+n days'),
 -- julianday(x) and PRAGMA user_version are all of SQLite's own that may stand here.
--- A column with a DEFAULT is newer than version 1.0.0: tables of that version are given it.
+-- A column with a DEFAULT, NOT NULL as all are, is newer than version 1.0.0: its tables are given it.
 
 -- The table to plot: the count by date of active_user, but for dates whose users were deleted.
 CREATE TABLE IF NOT EXISTS active_user_table (

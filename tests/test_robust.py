@@ -623,6 +623,14 @@ def test_a_link_to_a_database_that_is_not_there_yet(loader: Loader) -> None:
     assert sum(loader.table().values()) == 64
 
 
+def test_a_schema_sql_that_is_none(loader: Loader) -> None:
+    other = copied(loader, schema=True)
+    path = loader.directory / "program" / "schema.sql"
+    path.write_text("CREATE TABLE")
+    assert other.refuse(SAMPLE) == f"Error: {path}: incomplete input\n"
+    assert not loader.db.exists()
+
+
 def test_a_link_to_the_script_finds_schema_sql(loader: Loader) -> None:
     (loader.directory / "bin").mkdir()
     command = loader.directory / "bin" / "load-active-users"
