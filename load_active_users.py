@@ -770,6 +770,7 @@ def opened_source(source: str) -> Iterator[tuple[Any, bytes | None]]:
     else:
         name = 0 if source == "-" else source
         opening = open(name, "rb", buffering=0, closefd=source != "-")
+        os.set_blocking(opening.fileno(), True)  # whatever who started us has set
         in_ranges = source != "-" and opening.seekable()
     with opening as file:
         if not in_ranges:
@@ -966,14 +967,20 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
     """Like scan_in_turn, in several processes at once. Each has a pipe of its own, over which it is
     sent its ranges; their batches are received when they have their turn."""
     with about("scanning processes"), worker_processes(workers, scan) as connections:
+        waiting = dict.fromkeys(connections, 0)  # ranges: all have as many, so that few fill a pipe
         assigned = dict.fromkeys(connections, 0)  # bytes to scan
 
         def submit(part: Range) -> Callable[[], Iterator[Batch]]:
-            connection = min(connections, key=assigned.__getitem__)
+            connection = min(connections, key=lambda one: (waiting[one], assigned[one]))
+            waiting[connection] += 1
             assigned[connection] += part.work
             with contextlib.suppress(OSError):  # received tells
                 connection.send(part)
-            return partial(received, connection)
+            return partial(result, connection)
+
+        def result(connection: Any) -> Iterator[Batch]:
+            yield from received(connection)
+            waiting[connection] -= 1
 
         yield from in_order(parts, submit, PER_WORKER * workers)
 
@@ -1029,7 +1036,7 @@ def work(connection: Any, other_end: Any, scan: Scanner) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # the parent tells
         while True:
             part = connection.recv()
             batches: list[Batch] = []
@@ -1415,7 +1422,7 @@ class Sqlite(Database):
         path = self.path
         uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
         mode = "rw"
-        while write or os.path.exists(path):
+        while True:
             with contextlib.suppress(FileExistsError):
                 if write:
                     open(path, "xb").close()
@@ -1431,8 +1438,10 @@ class Sqlite(Database):
                 self.execute("SELECT count(*) FROM sqlite_master")
                 if not write or os.stat(path).st_ino == before:
                     return
-            except FileNotFoundError:  # a first load has failed, and has removed it
-                continue
+            except FileNotFoundError:
+                if not write:
+                    break
+                continue  # a first load has failed, and has removed it
             except sqlite3.OperationalError as error:
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
                 if write or mode != "rw" or not is_closed or os.path.exists(path + "-wal"):
@@ -1541,8 +1550,12 @@ def transaction(
 
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
     """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
-    if not is_postgres(target) and not os.path.exists(target):
-        raise LoadError(f"{target}: there is no such database; load events into it first")
+    with about(target):
+        try:
+            if not is_postgres(target):
+                os.stat(target)
+        except FileNotFoundError:
+            raise Refused("there is no such database; load events into it first") from None
     with transaction(target) as db:
         upgrade = db.upgrade()
         if upgrade is None:
@@ -1649,7 +1662,6 @@ class Loader(Struct):
 
     def commit(self, load: Load, lock_timeout: float = LOCK_SECONDS) -> None:
         """Commit a load in one transaction. Raises LoadError, Unavailable."""
-        self.check(load)
         dates = parse_dates(self.dates, self.rule)
         replaced = days_between(*dates) if self.replace else set()
         with transaction(self.target, not self.dry_run, lock_timeout) as db:
@@ -1692,6 +1704,7 @@ class Loader(Struct):
                 self.take(load, part, batch)
             if self.bar is not None:
                 self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
+            self.check(load)
             self.commit(load)
 
     def warn(self) -> None:
@@ -1758,9 +1771,11 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
     with open(descriptor, "rb", buffering=0, closefd=source != "-"):
         held = bytearray()
         start = 0
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
         while not stopped:
             chunk = None
-            if select.select([descriptor], [], [], POLL_SECONDS)[0]:
+            if poll.poll(POLL_SECONDS * 1000):
                 chunk = os.read(descriptor, 1 << 20)
                 length = len(held) + chunk.rfind(b"\n") + 1 if b"\n" in chunk or not chunk else 0
                 held += chunk
@@ -1812,7 +1827,7 @@ class LiveLoader(Loader):
         while. An error ends it, to be raised when what was taken before is committed."""
         lines = 0
         try:
-            for source in sources:
+            for source in itertools.takewhile(lambda _: not self.stopped, sources):
                 with about(source):
                     for part in arriving(source, self.stopped):
                         if part is None:
@@ -1823,6 +1838,8 @@ class LiveLoader(Loader):
                             self.take(self.load, part, batch)
                             lines = 0
                             yield
+                            if self.stopped and part.data is None:
+                                break  # of a file, more can be read another time
         except LoadError as error:
             self.failure = error
             self.lines += lines
@@ -1837,6 +1854,7 @@ class LiveLoader(Loader):
     def commit_or_wait(self) -> None:
         """Commit the load and begin another; while the database is unavailable keep it, and say so
         the first time."""
+        self.check(self.load)
         try:
             if self.load.tally.lines:
                 self.commit(self.load, LIVE_LOCK_SECONDS)
@@ -1845,6 +1863,9 @@ class LiveLoader(Loader):
                 say(f"{error}; what was read waits, trying again every {self.every:g} s")
             self.is_waiting = True
             return
+        except LoadError:
+            self.say_lost(self.load.tally.lines)
+            raise
         self.is_waiting = False
         self.load.close()
         self.load = Load()
@@ -1855,10 +1876,11 @@ class LiveLoader(Loader):
         again = self.stopped
         handle_stops(lambda number, frame: stop(number, frame) if again else again.append(number))
         deadline = time.monotonic() + LOCK_SECONDS
+        self.check(self.load)
         while True:
             try:
                 return self.commit(self.load, max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
-            except (Unavailable, SystemExit) as error:
+            except (LoadError, SystemExit) as error:
                 if isinstance(error, Unavailable) and time.monotonic() < deadline:
                     time.sleep(POLL_SECONDS)
                     continue
@@ -2225,19 +2247,25 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
     return scan_in_turn(parts, scan)
 
 
-def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Any:
-    """A bar on standard error, in bytes, as a context; that of None if it is not wanted, or if that
-    is left open and standard error is not a terminal."""
+@contextlib.contextmanager
+def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Iterator[Any]:
+    """A bar on standard error, in bytes; None if it is not wanted, or if that is left open and
+    standard error is not a terminal."""
     is_terminal = sys.stderr.isatty()
     if not (is_terminal if is_wanted is None else is_wanted):
-        return contextlib.nullcontext()
+        yield None
+        return
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread beside those that fork
     total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
     style: Any = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
     every = 0.1 if is_terminal else 10  # seconds
-    return tqdm(total=total or None, mininterval=every, delay=every, **style)
+    with tqdm(total=total or None, mininterval=every, delay=every, **style) as bar:
+        try:
+            yield bar
+        finally:
+            bar.delay = 0  # what it has drawn around a message is to be wiped, too
 
 
 @contextlib.contextmanager
