@@ -1,10 +1,12 @@
 """Live: pipes without end, signals at any moment, and databases that refuse for a while."""
 
 import fcntl
+import gzip
 import json
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -15,13 +17,15 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
 import pytest
 from conftest import ROOT, SAMPLE, Loader, event, lines, wait_for
+
+from load_active_users import BATCH, BLOCK, LiveLoader, arriving, rule_of
 
 MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
 LOCKED = (
@@ -342,6 +346,38 @@ def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
     assert pipe.users() == ["a"]
 
 
+def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
+    pipe = live("-q")
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    with closing(sqlite3.connect(pipe.loader.db)) as db:
+        db.execute("DROP TABLE active_user")
+    pipe.write(lines(event("b"), event("c")))
+    what = "it has no table active_user: it is not one of load_active_users.py"
+    assert pipe.process.wait(30) == 1
+    assert pipe.said() == (
+        "not stored: the last lines that were read (2), up to -:3\n"
+        f"Error: active_user_table.db: {what}; choose another --db\n"
+    )
+
+
+def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
+    """Beyond the 1024 that select() knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    os.mkfifo(tmp_path / "pipe")
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            stack.enter_context(open(os.devnull))
+        found = arriving(str(tmp_path / "pipe"), [])
+        assert next(found) is None
+        with open(tmp_path / "pipe", "wb") as writer:
+            writer.write(b"a\n")
+            writer.flush()
+            assert next(part.data for part in found if part) == b"a\n"
+
+
 # -- Signals
 
 
@@ -412,6 +448,19 @@ def test_a_signal_at_any_moment_loses_nothing(
         there = loader.db.exists() and loader.query("SELECT user_pseudo_id FROM active_user")
         assert (process.returncode, err.decode()) == (0, left_out if rest else "")
         assert [user for (user,) in there or []] == expected
+
+
+def test_after_a_signal_no_more_of_a_file_is_read(tmp_path: Path) -> None:
+    """Nor is the next one opened: the signal comes when the first batch has been taken."""
+    path = tmp_path / "blank.gz"
+    path.write_bytes(gzip.compress((b" " * 1023 + b"\n") * (70 << 10), 1))
+    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    loader = LiveLoader((), "", rule, None, every=1)
+    taken = loader.taken([str(path), str(tmp_path / "missing")])
+    next(taken)
+    loader.stopped.append(signal.SIGTERM)
+    assert list(taken) == []
+    assert (loader.load.tally.lines, loader.failure) == (-(-BATCH // BLOCK) * BLOCK // 1024, None)
 
 
 @pytest.mark.parametrize("name", ["pipe", "-"])

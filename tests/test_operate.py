@@ -272,6 +272,15 @@ def test_progress_in_a_file_is_in_lines(loader: Loader) -> None:
     assert done.stderr == b"" or done.stderr.endswith(b"\n")
 
 
+def test_messages_of_a_load_that_is_soon_over(loader: Loader) -> None:
+    """Before a bar would have been shown: a message may draw it, and nothing of it is left."""
+    bad = loader.file(b"bad\n")
+    status, _, err = on_a_terminal(loader, bad)
+    what = "bad records: 1, more than --max-bad-records 0; nothing was loaded"
+    assert status == 1
+    assert seen(err) == [f"{bad}:1: {NO_OBJECT}", f"Error: {what}", ""]
+
+
 def test_messages_take_the_place_of_progress(loader: Loader, large: Path) -> None:
     bad = loader.file(b"bad\n")
     status, _, err = on_a_terminal(loader, large, bad, large, bad)

@@ -276,6 +276,41 @@ def test_the_error_of_the_first_range_is_raised(tmp_path: Path, slow: str) -> No
         list(scan_in_processes(parts, scan, 2))  # type: ignore[arg-type]
 
 
+def test_no_process_is_sent_more_than_its_pipe_holds() -> None:
+    """Of many small ranges beside large ones, while it waits to answer with much."""
+    parts = [Range(f"{n}{'x' * 50_000}", size=1 if n > 1 else 1000) for n in range(20)]
+
+    def scan(part: Range) -> Iterator[Batch]:
+        yield Batch(bad=[(1, "", b"x" * 300_000)])
+
+    def alarm(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    signal.alarm(60)
+    try:
+        found = list(scan_in_processes(parts, scan, 3))  # type: ignore[arg-type]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert [part for part, _ in found] == parts
+
+
+class Huge(bytes):
+    def __reduce__(self) -> Any:
+        raise MemoryError
+
+
+def test_a_process_without_memory_for_its_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    def scan(part: Range) -> Iterator[Batch]:
+        yield Batch(bad=[(1, "", Huge())])
+
+    with pytest.raises(LoadError) as raised:
+        list(scan_in_processes([Range("x", size=1)], scan, 1))  # type: ignore[arg-type]
+    assert f"Error: {raised.value}\n" == KILLED
+    assert capfd.readouterr().err == ""
+
+
 WORKERS_NEED_FILES = (
     "Error: scanning processes: Too many open files; allow more open files (ulimit -n)\n"
 )
@@ -673,6 +708,18 @@ def test_a_directory_that_cannot_be_written(
     assert not loader.db.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user than root")
+def test_a_database_that_may_not_be_found(loader: Loader) -> None:
+    """It is not one that is missing."""
+    secret = loader.directory / "secret"
+    secret.mkdir()
+    loader.load("--db", "secret/a.db", SAMPLE)
+    secret.chmod(0)
+    for args in (["--dry-run", SAMPLE], ["--plot", "x.png"]):
+        done = under(loader, WITHOUT_CAPABILITIES, "--db", "secret/a.db", *args)
+        assert done == (1, b"", "Error: secret/a.db: Permission denied\n")
+
+
 @pytest.mark.parametrize("mode", ["wal", "delete"])
 def test_a_database_that_can_only_be_read(loader: Loader, closed: Path, mode: str) -> None:
     """Also one in WAL mode, whose readers want to write: it is drawn, and loads are tried."""
@@ -850,6 +897,21 @@ def test_rows_that_were_changed_by_hand(
         db.commit()
     for args in runs:
         assert loader.refuse(*args) == f"Error: active_user_table.db: {what}\n"
+
+
+def test_standard_input_that_does_not_block(loader: Loader) -> None:
+    """As some who start others leave it: it is waited for."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with open(read_end) as stdin, start(loader, "-q", "-", stdin=stdin) as process:
+        with open(write_end, "wb") as file:
+            for user in "ab":
+                time.sleep(0.2)
+                file.write(lines(event(user)))
+                file.flush()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert loader.table() == {"2019-12-30": 2}
 
 
 # -- Crashes
