@@ -2265,7 +2265,8 @@ def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Iterator[Any]:
         try:
             yield bar
         finally:
-            bar.delay = 0  # what it has drawn around a message is to be wiped, too
+            if is_terminal:
+                bar.delay = 0  # what it has drawn around a message is to be wiped, too
 
 
 @contextlib.contextmanager

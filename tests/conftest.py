@@ -30,6 +30,7 @@ DRAWING = ("matplotlib.figure", "matplotlib.dates", "matplotlib.backends.backend
 NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has told us to ignore
 settings.register_profile("here", deadline=None)  # how long an example takes decides nothing
 settings.load_profile("here")
 
