@@ -30,7 +30,9 @@ DRAWING = ("matplotlib.figure", "matplotlib.dates", "matplotlib.backends.backend
 NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has told us to ignore
+# Neither nohup nor a shell that runs the tests in the background lets them ignore a signal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("here", deadline=None)  # how long an example takes decides nothing
 settings.load_profile("here")
 
