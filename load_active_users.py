@@ -2279,7 +2279,7 @@ def exit_status() -> Iterator[None]:
         sys.exit(1)
     finally:
         # All is done, and what Python does at its end is not to be disturbed.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPS, signal.SIGHUP))
 
 
 def stop(number: int, frame: object) -> NoReturn:

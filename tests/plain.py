@@ -37,7 +37,7 @@ OTHER_FORMATS = {
     "lz4-compressed": rb"\x04\x22\x4d\x18",
     "compressed twice": rb"\x1f\x8b|\x28\xb5\x2f\xfd",
     "a tar archive": rb"[\s\S]{257}ustar",
-    "UTF-16": rb"\xff\xfe|\xfe\xff|\{\0|\0\{",
+    "UTF-16": rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]",
     "HTML or XML": rb"\s*<[!?a-zA-Z]",
 }
 

@@ -374,8 +374,9 @@ def test_a_signal_during_the_imports(
     assert (process.returncode, out, err) == (status, b"", b"")
 
 
-def test_a_signal_at_the_very_end_changes_nothing(loader: Loader) -> None:
-    code = "import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_at_the_very_end_changes_nothing(loader: Loader, name: str) -> None:
+    code = f"import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
     with in_a_process(loader, code, "-q", SAMPLE) as process:
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, b"", b"")
