@@ -376,7 +376,7 @@ def test_a_signal_during_the_imports(
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_at_the_very_end_changes_nothing(loader: Loader, name: str) -> None:
-    code = f"import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    code = f"import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.{name}))"
     with in_a_process(loader, code, "-q", SAMPLE) as process:
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, b"", b"")
