@@ -258,26 +258,14 @@ def integer(value: Any, name: str) -> int:
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC
-USUAL_DIGITS = 16  # of a timestamp, at most: those before the year 2286 have no more
+STRETCH = 300_000_000  # microseconds: midnights and changes of the clocks are between two of them
+MEMO = 65_536  # results to remember
 FIRST_DATE = "2000-01-01"
 VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
 NOT_VALUABLE = "(not valuable)"  # a mark, in place of a user
 Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
 Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
 Users = dict[str, list[str | None]]  # by date, of the active events; None or empty: anonymous
-
-
-class Memo(dict[str | None, Any]):
-    """A function of a text that remembers up to 65,536 results, at the speed of a dict."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __missing__(self, key: str | None) -> Any:
-        if len(self) >= 65_536:
-            self.clear()
-        value = self[key] = self.function(key)
-        return value
 
 
 class Rule:
@@ -300,11 +288,8 @@ class Rule:
         self.needle = (only[0] if only else ENGAGEMENT_TIME).encode()
         # Most escapes are those of <, > and &. These can spell the needle.
         self.escapes = tuple({b"\\u00%x" % (letter >> 4) for letter in self.needle})
-        self.role_of = Memo(self.role)
-        # One conversion does for all events of 1000 seconds, or of 100 around midnight. The number
-        # of such a stretch is the first digits of a timestamp.
-        self.date_of_1000_s = Memo(partial(self.date_throughout, 10**9))
-        self.date_of_100_s = Memo(partial(self.date_throughout, 10**8))
+        self.role_of = lru_cache(MEMO)(self.role)
+        self.date_of = lru_cache(MEMO)(self.date_throughout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rule_of, self.terms  # which keeps what it remembers, on a cluster
@@ -335,13 +320,13 @@ class Rule:
             raise BadRecord("user_pseudo_id has a NUL character")
         day = self.date_at(integer(event.get("event_timestamp"), "event_timestamp"))
         is_engaged = any(msec >= self.minimum_msec for msec in msecs)
-        return day, user, is_engaged and any(self.role_of[key] & VALUABLE for key in keys)
+        return day, user, is_engaged and any(self.role_of(key) & VALUABLE for key in keys)
 
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
         """The number of engagement events among some events, and the users of the active ones: what
         reading says of each, all at once. Raises whatever, where it can't tell as quickly."""
         role_of = self.role_of
-        dates = self.date_of_1000_s
+        date_of = self.date_of
         times: list[Any] = []
         msecs: list[Any] = []
         users: list[str | None] = []
@@ -351,7 +336,7 @@ class Rule:
             msec = None
             is_valuable = False
             for parameter in event.event_params or ():
-                role = role_of[parameter.key]
+                role = role_of(parameter.key)
                 if role == VALUABLE:
                     is_valuable = True
                 elif role:
@@ -373,34 +358,27 @@ class Rule:
         try:
             digits = "".join(times + msecs)
         except TypeError:  # they are JSON numbers
-            times = list(map(str, times))
-            digits = "".join([*times, *map(str, msecs)])
-        lengths = {*map(len, times)}
-        if not digits.encode().isdigit() or 0 in lengths or max(lengths) > USUAL_DIGITS:
+            digits = "".join(map(str, times + msecs))
+        if not digits.encode().isdigit():
             raise BadRecord("there is an unusual number")
-        if min(lengths) < 10:  # as of a clock that says 1970
-            times = [text.zfill(10) for text in times]
         found: Users = defaultdict(list)
-        for text, msec, user in zip(times, map(int, msecs), users, strict=True):
+        for timestamp, msec, user in zip(map(int, times), map(int, msecs), users, strict=True):
+            day = date_of(timestamp // STRETCH) or self.date_at(timestamp)
             if msec >= self.minimum_msec and user is not NOT_VALUABLE:
-                found[dates[text[:-9]] or self.date_at(int(text))].append(user)
+                found[day].append(user)
         return len(times), found
 
-    def date_throughout(self, length: int, number: str) -> str:
-        """The date of a whole stretch of time, of so many microseconds, by its number since 1970
-        UTC; empty if it holds a midnight or a change of the clocks."""
-        first = self.local_time(int(number) * length)
-        last = self.local_time(int(number) * length + length - 1)
+    def date_throughout(self, stretch: int) -> str:
+        """The date of a whole stretch of time, by its number since 1970 UTC; empty if a midnight or
+        a change of the clocks is within it."""
+        first = self.local_time(stretch * STRETCH)
+        last = self.local_time(stretch * STRETCH + STRETCH - 1)
         same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
         return first.date().isoformat() if same else ""
 
     def date_at(self, timestamp: int) -> str:
         """The date of a timestamp (microseconds UTC). Raises BadRecord."""
-        day = ""
-        if 0 <= timestamp < 10**USUAL_DIGITS:
-            text = str(timestamp).zfill(10)
-            day = self.date_of_1000_s[text[:-9]] or self.date_of_100_s[text[:-8]]
-        return day or self.local_time(timestamp).date().isoformat()
+        return self.local_time(timestamp).date().isoformat()
 
     def local_time(self, timestamp: int) -> datetime:
         """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and

@@ -33,7 +33,6 @@ from load_active_users import (
     Batch,
     Load,
     LoadError,
-    Memo,
     Range,
     line_start,
     rule_of,
@@ -1364,9 +1363,3 @@ def test_a_load_holds_some_users_and_stages_the_rest() -> None:
     found = [user for some in load.users("2019-12-30") for user in some]
     load.close()
     assert found == sorted({f"{n}-{user:0500}" for n in range(4) for user in range(7000)})
-
-
-def test_a_memo_is_bounded() -> None:
-    memo = Memo(int)
-    assert [memo[str(number)] for number in range(200_000)] == list(range(200_000))
-    assert len(memo) <= 65_536
