@@ -221,13 +221,27 @@ def test_a_cluster_without_workers(loader: Loader, cluster: Cluster) -> None:
     )
 
 
-def test_other_versions(loader: Loader, cluster: Cluster) -> None:
+OTHER_PYTHON = """
+from distributed import versions
+def of_packages(names, real=versions.get_package_info):
+    return {**real(names), "python": "3.10.1.final.0"}
+versions.get_package_info = of_packages
+"""
+
+
+@pytest.mark.parametrize("found", ["msgspec 0.1.2", "python 3.10.1.final.0"])
+def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
     site = loader.directory / "site"
-    (site / "msgspec-0.1.2.dist-info").mkdir(parents=True)
-    (site / "msgspec-0.1.2.dist-info" / "METADATA").write_text("Name: msgspec\nVersion: 0.1.2\n")
+    if found.startswith("msgspec"):
+        (site / "msgspec-0.1.2.dist-info").mkdir(parents=True)
+        metadata = "Name: msgspec\nVersion: 0.1.2\n"
+        (site / "msgspec-0.1.2.dist-info" / "METADATA").write_text(metadata)
+    else:
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(OTHER_PYTHON)
     cluster.worker(PYTHONPATH=str(site))
     said = loader.refuse("--cluster", cluster.address, SAMPLE)
-    assert "has msgspec 0.1.2, where " in said
+    assert f" has {found}, where " in said
     assert said.endswith("install the same requirements.txt\n")
     assert said.count("\n") == 1
 

@@ -176,6 +176,12 @@ def test_the_line_is_broken_at_gaps() -> None:
 def test_a_label_is_over_the_middle_of_its_bar(days: int) -> None:
     expected = [(FIRST + n, count, f"{count:,}") for n, (_, count) in enumerate(series(days))]
     assert of_days(days).labels() == expected
+    axes = of_days(days).axes
+    for text, (day, count, _) in zip(axes.texts, expected, strict=True):
+        middle, top = axes.transData.transform((day, count))
+        box = text.get_window_extent()
+        assert (box.x0 + box.x1) / 2 == pytest.approx(middle, abs=1)
+        assert top < box.y0 < top + 10
 
 
 def test_many_days_have_no_labels() -> None:
