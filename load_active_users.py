@@ -1405,22 +1405,25 @@ class Sqlite(Database):
                 if write:
                     open(path, "xb").close()
                     self.is_new = True
+            number = inode(path)
+            if number is None:
+                if not write:
+                    break
+                continue
             try:
-                before = os.stat(path).st_ino
-                self.connection.close()
-                self.connection = sqlite3.connect(
+                found = sqlite3.connect(
                     f"file:{uri}?mode={mode}", 0.1, isolation_level=None, uri=True
                 )
+                self.connection.close()
+                self.connection = found
                 for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
                     self.execute(statement)
                 self.execute("SELECT count(*) FROM sqlite_master")
-                if not write or os.stat(path).st_ino == before:
+                if not write or inode(path) == number:
                     return
-            except FileNotFoundError:
-                if not write:
-                    break
-                continue  # a first load has failed, and has removed it
             except sqlite3.OperationalError as error:
+                if inode(path) != number:
+                    continue  # a first load has failed, and has removed it
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
                 if write or mode != "rw" or not is_closed or os.path.exists(path + "-wal"):
                     raise
@@ -1442,6 +1445,13 @@ class Sqlite(Database):
             if self.is_new and os.path.getsize(self.path) == 0:
                 os.unlink(self.path)  # whoever waits for our lock looks for it afterwards
         super().close()
+
+
+def inode(path: str) -> int | None:
+    """The number of a file; None if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path).st_ino
+    return None
 
 
 class Postgres(Database):

@@ -1108,6 +1108,26 @@ def test_a_first_load_that_fails_leaves_no_file(
     assert list(loader.directory.iterdir()) == []
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "others"])
+def test_a_load_that_waits_for_a_first_load_that_fails(loader: Loader, others: bool) -> None:
+    """It loads into a file of its own, not into the one that is removed when it gets the lock."""
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as first:
+        first.execute("BEGIN IMMEDIATE")
+        with start(loader, "-q", "-") as process:
+            when_it_reads(process)
+            assert process.stdin
+            process.stdin.close()
+            process.stdin = None
+            assert waits(loader, process)
+            loader.db.unlink()
+            if others:
+                loader.db.touch()
+            first.execute("ROLLBACK")
+            out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert loader.query("SELECT user_pseudo_id FROM active_user") == [("first",)]
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
