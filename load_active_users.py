@@ -282,10 +282,10 @@ class Rule:
         self.terms: Terms = (timezone, self.names, self.minimum_msec, tuple(sorted({*globs})))
         self.zone = time_zone(timezone)
         # The events of a single name are found by that; others only if they hold the parameter.
-        only = re.fullmatch(r"[A-Za-z0-9_]+", "\0".join(self.names))
         self.has_any_name = "*" in self.names
-        self.needs_time = only is None
-        self.needle = (only[0] if only else ENGAGEMENT_TIME).encode()
+        self.needs_time = self.has_any_name or len(self.names) > 1
+        words = re.findall(r"\w+", ENGAGEMENT_TIME if self.needs_time else names[0], re.ASCII)
+        self.needle = max(words, key=len, default="event_name").encode()
         # Most escapes are those of <, > and &. These can spell the needle.
         self.escapes = tuple({b"\\u00%x" % (letter >> 4) for letter in self.needle})
         self.role_of = lru_cache(MEMO)(self.role)
@@ -384,12 +384,9 @@ class Rule:
         """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and
         from 2037 on by the standard library's: python-dateutil 2.9 knows only what is between.
         Raises BadRecord."""
-        zone = self.zone
         try:
-            if not 0 <= timestamp < YEAR_2037:
-                from zoneinfo import ZoneInfo
-
-                zone = ZoneInfo(self.terms[0])
+            is_usual = 0 <= timestamp < YEAR_2037
+            zone = self.zone if is_usual else zone_info(self.terms[0])
             return (EPOCH + timedelta(microseconds=timestamp)).astimezone(zone)
         except (OverflowError, ValueError):
             what = f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
@@ -411,7 +408,15 @@ def time_zone(name: str) -> Any:
     if not isinstance(zone, tz.tzfile | tz.tzutc):
         examples = "names are like US/Central, Europe/Berlin, UTC"
         raise ValueError(f"{name!r} is not an IANA time zone; {examples}")
-    return zone
+    # python-dateutil 2.9 finds nothing in a file of zic's "slim" format.
+    return zone if zone.tzname(EPOCH) else zone_info(name)
+
+
+def zone_info(name: str) -> Any:
+    """The standard library's time zone of an IANA name."""
+    from zoneinfo import ZoneInfo
+
+    return ZoneInfo(name)
 
 
 def is_same_zone(name: str, other: str) -> bool:
@@ -437,7 +442,7 @@ def parse_dates(text: str | None, rule: Rule) -> Dates:
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
     if ends[0] > ends[1]:
-        raise ValueError(f"{text!r} ends before it begins")
+        raise ValueError(f"{text!r} ends before it begins: {'..'.join(ends)}")
     return ends
 
 
@@ -682,7 +687,7 @@ FORMATS = {  # by their first bytes
     rb"BZh": "bzip2-compressed; decompress it first: bzcat",
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
     rb"\x1f\x8b|\x28\xb5\x2f\xfd": "compressed twice; decompress it once: zcat, or zstdcat",
-    rb"[\s\S]{257}ustar": "a tar archive; load the files in it: tar -xO",
+    rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
 }
 
@@ -1725,10 +1730,10 @@ def days_between(*ends: str) -> set[str]:
 
 @contextlib.contextmanager
 def opened_rejects(path: str) -> Iterator[Any]:
-    """A file to append bad records to, each on a line of its own. Raises LoadError."""
+    """A file or pipe to append bad records to, each on a line of its own. Raises LoadError."""
     with about(path):
-        file = open(path, "a+b")
-        if file.seek(0, os.SEEK_END):
+        file = open(path, "ab" if os.path.exists(path) and not os.path.isfile(path) else "a+b")
+        if file.seekable() and file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read(1) == b"\n" else b"\n")
     try:
@@ -2365,8 +2370,8 @@ def main(
         for output in (rejects, plot, None if is_postgres(db) or not events else db):
             if output and not dry_run:
                 check_writable(output)
+        rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
         if events:
-            rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
             check_database(db, rule, dry_run)
             file = stack.enter_context(opened_rejects(rejects)) if rejects and not dry_run else None
             parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)

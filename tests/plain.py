@@ -36,7 +36,7 @@ OTHER_FORMATS = {
     "bzip2-compressed": rb"BZh",
     "lz4-compressed": rb"\x04\x22\x4d\x18",
     "compressed twice": rb"\x1f\x8b|\x28\xb5\x2f\xfd",
-    "a tar archive": rb"[\s\S]{257}ustar",
+    "a tar archive": rb"[\s\S]{257}ustar[\0 ]",
     "UTF-16": rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]",
     "HTML or XML": rb"\s*<[!?a-zA-Z]",
 }
@@ -69,9 +69,10 @@ def other_format(data: bytes) -> str | None:
 
 
 def needle(rule: Rule) -> str:
-    """What a line with an engagement event must hold, in some spelling: the only name, or else
-    the key of the engagement time."""
-    return rule.names[0] if is_by_name_alone(rule) else TIME
+    """What a line with an engagement event must hold, in some spelling: a word of the only name,
+    or else the key of the engagement time."""
+    words = re.findall("[A-Za-z0-9_]+", rule.names[0])
+    return max(words, key=len, default="event_name") if is_by_name_alone(rule) else TIME
 
 
 def is_by_name_alone(rule: Rule) -> bool:

@@ -818,11 +818,13 @@ SCROLL = event("s", event_name="scroll")
 OLD_EVENT = event("o", event_name="first_open", event_params=params(("x_event", {"int_value": 1})))
 SHORT = event("m", msec=1, event_name="scroll")
 NAMELESS = event("n", event_name=None)
-ALL_NAMES = lines(event("e"), PAGE, SCROLL, OLD_EVENT, SHORT, NAMELESS)
+OTHER_LETTERS = OLD_EVENT | {"event_name": "first-öpen"}
+ALL_NAMES = lines(event("e"), PAGE, SCROLL, OLD_EVENT, SHORT, NAMELESS, OTHER_LETTERS)
 EVENT_NAMES = {
     "by default": ([], ["e"], 1),
     "another": (["page_view"], ["p"], 1),
     "without the time it is one, but not active": (["first_open"], [], 1),
+    "of other letters": (["first-öpen"], [], 1),
     "two": (["page_view", "user_engagement"], ["e", "p"], 2),
     "one twice": (["page_view", "page_view"], ["p"], 1),
     "of several, those without the time are none": (["first_open", "scroll"], ["s"], 2),
@@ -1027,8 +1029,9 @@ USAGE = [
     no_dates("٢020-01-01", NOT_FROM_TO),
     no_dates("2020-02-30", ": day is out of range for month"),
     no_dates("..2020-13-01", ": month must be in 1..12"),
-    no_dates("2020-01-02..2020-01-01", " ends before it begins"),
-    no_dates("..1999-12-31", " ends before it begins"),
+    no_dates("2020-01-02..2020-01-01", " ends before it begins: 2020-01-02..2020-01-01"),
+    no_dates("..1999-12-31", " ends before it begins: 2000-01-01..1999-12-31"),
+    (["--plot", "x.png", "--dates", "x"], f"Invalid value for '--dates': 'x'{NOT_FROM_TO}"),
     (["--replace", "x"], NEEDS_DATES),
     (["--replace", "--dates", "2020-01-01..", "x"], NEEDS_DATES),
     (["--replace", "--dates", "..2020-01-01", "x"], NEEDS_DATES),
@@ -1225,6 +1228,17 @@ def test_one_more_bad_record(loader: Loader) -> None:
     said = loader.refuse("-", input=b"x\n" * 21)
     first = "".join(f"-:{n}: {NOT_AN_OBJECT}\n" for n in range(1, 21))
     assert said == first + "and 1 more bad record\n" + REFUSED.format(21)
+
+
+def test_rejects_into_a_pipe(loader: Loader) -> None:
+    os.mkfifo(loader.directory / "rejects")
+    reader = os.open(loader.directory / "rejects", os.O_RDONLY | os.O_NONBLOCK)
+    options = ["-q", "--rejects", "rejects", "--max-bad-records", 1]
+    done = loader.run(*options, "-", input=b"bad\n" + GOOD_ROW)
+    what = b"-:1: is not a JSON object, {...}: one event per line is expected\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", what)
+    assert os.read(reader, 100) == b"bad\n"
+    os.close(reader)
 
 
 def test_repaired_rejects_complete_the_counts(loader: Loader) -> None:

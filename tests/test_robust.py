@@ -44,6 +44,7 @@ ROWS = SAMPLE.read_bytes().splitlines(keepends=True)
 KILLED = "Error: a scanning process was killed (out of memory?); try fewer --workers\n"
 INTERRUPTED = b"Interrupted: uncommitted changes were rolled back\n"
 TERMINATED = b"Terminated: uncommitted changes were rolled back\n"
+DAY_END = 1577858399_000000  # 2019-12-31 23:59:59 in US/Central, in microseconds UTC
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a file system")
 
 
@@ -1136,6 +1137,26 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], check=True)
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+@AS_ROOT
+def test_files_of_time_zones_in_the_slim_format(loader: Loader) -> None:
+    """As zic writes them if a system does not ask for others."""
+    zones = Path("/usr/share/zoneinfo")
+    slim = loader.directory / "slim"
+    subprocess.run(["zic", "-b", "slim", "-d", slim, zones / "tzdata.zi"], check=True)
+    script = f'mount --bind {slim} {zones} && exec "$@"'
+    before = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    command = [*before, *loader.command("-q", "-")]
+    subprocess.run(command, cwd=loader.directory, input=lines(event(time=DAY_END)), check=True)
+    assert loader.table() == {"2019-12-31": 1}
+    other = subprocess.run(
+        [*before, *loader.command("--timezone", "Asia/Kathmandu", "-q", "-")],
+        cwd=loader.directory,
+        capture_output=True,
+    )
+    assert other.returncode == 1
+    assert b"--timezone Asia/Kathmandu" in other.stderr
 
 
 @AS_ROOT

@@ -78,7 +78,8 @@ digits = st.sampled_from(
 )
 times = st.integers(NOON - 10**12, NOON + 10**12) | st.integers(-(10**17), 10**18)
 times |= st.sampled_from([NOON, 0, -62135596800 * 10**6, 253402300800 * 10**6, 10**400])
-names = st.sampled_from(["user_engagement", "user_engagement", "screen_view", "page_view", "x"])
+NAMES = ["user_engagement", "user_engagement", "screen_view", "page_view", "x", "a-ö", "ö"]
+names = st.sampled_from(NAMES)
 user_ids = st.sampled_from(["a", "b", "c", "", "a\0", "x" * 129, "x" * 512, "x" * 513, "é" * 257])
 keys = st.sampled_from(
     ["engagement_time_msec", "x_event", "_event", "event", "session", "user_engagement"]
@@ -112,6 +113,8 @@ rules = st.builds(
         [
             ("user_engagement",),
             ("x",),
+            ("a-ö",),
+            ("ö",),
             ("user_engagement", "page_view"),
             ("*",),
             ("*", "screen_view"),
@@ -249,6 +252,7 @@ heads = st.sampled_from(
             b"7z\xbc\xaf\x27\x1c",
             b"\x04\x22\x4d\x18",
             b"a" * 257 + b"ustar",
+            b"a" * 257 + b"ustar\0",
         ),
         *(
             b"\xff\xfe{\0",
