@@ -1139,6 +1139,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
+def test_what_a_machine_without_more_threads_says() -> None:
+    said = load_active_users.reason(RuntimeError("can't start new thread"))
+    what = "can't start a thread; allow more processes (ulimit -u), or try fewer --workers"
+    assert said == what
+
+
 @AS_ROOT
 def test_files_of_time_zones_in_the_slim_format(loader: Loader) -> None:
     """As zic writes them if a system does not ask for others."""
