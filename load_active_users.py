@@ -739,7 +739,15 @@ def file_system(url: str) -> Any:
     """The fsspec file system of a URL, and the path in it."""
     import fsspec
 
-    return fsspec.core.url_to_fs(url)
+    options = {}
+    for scheme in re.findall(r"\bhttps?(?=://)", url):
+        with contextlib.suppress(ImportError):  # which fsspec tells
+            from aiohttp import ClientTimeout
+
+            # A download may take as long as it likes, but for minutes without a byte.
+            timeout = ClientTimeout(total=None, sock_connect=60, sock_read=300)
+            options[scheme] = {"client_kwargs": {"timeout": timeout}}
+    return fsspec.core.url_to_fs(url, **options)
 
 
 @contextlib.contextmanager
@@ -1395,45 +1403,38 @@ class Sqlite(Database):
     def __init__(self, target: str, lock_timeout: float) -> None:
         self.path = os.path.realpath(target)  # the file itself, should it be a link
         self.lock_timeout = lock_timeout
-        self.is_new = False
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
 
     def begin(self, write: bool) -> None:
-        """Begin to write when it is our turn, in the file that is there then: a failed first load
-        removes the file it has made. In a directory that can't be written, a database in WAL mode
-        is read as one at rest."""
+        """Begin, to write when it is our turn. An empty file that a failed first load has made
+        stays, since others may have opened it. In a directory that can't be written, a database in
+        WAL mode is read as one at rest."""
         path = self.path
         uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
-        mode = "rw"
-        while True:
-            with contextlib.suppress(FileExistsError):
-                if write:
-                    open(path, "xb").close()
-                    self.is_new = True
-            number = inode(path)
-            if number is None:
-                if not write:
-                    break
-                continue
+        modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
+        is_there = write
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)
+            is_there = True
+        while is_there:
             try:
-                found = sqlite3.connect(
-                    f"file:{uri}?mode={mode}", 0.1, isolation_level=None, uri=True
-                )
+                name = f"file:{uri}?mode={modes.pop(0)}"
+                connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
                 self.connection.close()
-                self.connection = found
+                self.connection = connection
                 for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
                     self.execute(statement)
                 self.execute("SELECT count(*) FROM sqlite_master")
-                if not write or inode(path) == number:
-                    return
+                break
             except sqlite3.OperationalError as error:
-                if inode(path) != number:
-                    continue  # a first load has failed, and has removed it
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
-                if write or mode != "rw" or not is_closed or os.path.exists(path + "-wal"):
+                is_at_rest = not any(os.path.exists(path + end) for end in ("-wal", "-journal"))
+                if not modes or not is_closed or not is_at_rest:
                     raise
-                mode = "ro&immutable=1"
-        self.execute("BEGIN")
+        else:
+            self.execute("BEGIN")
+        if self.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
+            self.BETWEEN = ""  # which sorts users by their bytes
 
     def execute(self, sql: str, *values: Any) -> Any:
         """Execute a statement, and let signals in while waiting for a lock."""
@@ -1444,19 +1445,6 @@ class Sqlite(Database):
             except sqlite3.OperationalError as error:
                 if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
                     raise
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.is_new and os.path.getsize(self.path) == 0:
-                os.unlink(self.path)  # whoever waits for our lock looks for it afterwards
-        super().close()
-
-
-def inode(path: str) -> int | None:
-    """The number of a file; None if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(path).st_ino
-    return None
 
 
 class Postgres(Database):
@@ -1501,7 +1489,8 @@ class Postgres(Database):
 
     def begin(self, write: bool) -> None:
         """Begin, to write when it is our turn: loads that overlap don't see each other's users."""
-        self.execute("BEGIN" if write else "BEGIN READ ONLY")
+        mode = "READ WRITE" if write else "READ ONLY"
+        self.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}")
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.lock_timeout * 1000))}")
         if write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
@@ -1636,7 +1625,8 @@ class Loader(Struct):
         self.lines += batch.tally.lines
         load.add(batch)
         if self.bar is not None:
-            self.bar.update(batch.tally.bytes)
+            with contextlib.suppress(OSError):
+                self.bar.update(batch.tally.bytes)
 
     def check(self, load: Load) -> None:
         """Raise LoadError if the bad records or the dates of a load refuse it."""
@@ -1696,7 +1686,8 @@ class Loader(Struct):
             for part, batch in found:
                 self.take(load, part, batch)
             if self.bar is not None:
-                self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
+                with contextlib.suppress(OSError):
+                    self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
             self.check(load)
             self.commit(load)
 
@@ -1792,8 +1783,9 @@ class LiveLoader(Loader):
     read than a bound.
     """
 
-    load: Load = msgspec.field(default_factory=Load)  # what is not committed yet
-    is_waiting: bool = False  # for the database
+    load: Load = msgspec.field(default_factory=Load)  # of this interval
+    waiting: list[Load] = []  # those of earlier intervals that are not committed yet
+    is_told: bool = False  # that they wait for the database
     stopped: list[int] = []  # the signals that have come
     failure: LoadError | None = None  # what else has ended it
 
@@ -1804,16 +1796,34 @@ class LiveLoader(Loader):
                 signal.signal(number, lambda number, _: self.stopped.append(number))
         due = time.monotonic() + self.every
         for _ in self.taken(sources):
-            while not self.stopped and (time.monotonic() >= due or self.load.size > LIVE_BYTES):
-                if self.is_waiting and time.monotonic() < due:
+            while not self.stopped and (time.monotonic() >= due or self.is_full()):
+                if self.waiting and time.monotonic() < due:
                     time.sleep(POLL_SECONDS)
                     continue
+                self.finish_interval()
                 self.commit_or_wait()
                 due = time.monotonic() + self.every
-        if self.load.tally.lines:
+            if self.failure:
+                break
+        self.finish_interval()
+        if self.waiting:
             self.commit_at_last()
         if self.failure:
             raise self.failure
+
+    def is_full(self) -> bool:
+        """Whether as many users wait for a commit as are to be held."""
+        return sum(load.size + 256 for load in (self.load, *self.waiting)) > LIVE_BYTES
+
+    def finish_interval(self) -> None:
+        """Let the load of an interval wait for its commit, unless its bad records refuse it."""
+        load, self.load = self.load, Load()
+        try:
+            self.check(load)
+            if load.tally.lines:
+                self.waiting.append(load)
+        except LoadError as error:
+            self.failure = self.failure or error
 
     def taken(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives batch by batch; yield after each, and when nothing has come for a
@@ -1845,23 +1855,27 @@ class LiveLoader(Loader):
         say(f"not stored: the last lines that were read ({lines}), up to {last}")
 
     def commit_or_wait(self) -> None:
-        """Commit the load and begin another; while the database is unavailable keep it, and say so
-        the first time."""
-        self.check(self.load)
+        """Commit what waits; while the database is unavailable keep it, and say so the first
+        time."""
         try:
-            if self.load.tally.lines:
-                self.commit(self.load, LIVE_LOCK_SECONDS)
+            self.commit_waiting(LIVE_LOCK_SECONDS)
+            self.is_told = False
         except Unavailable as error:
-            if not self.is_waiting:
+            if not self.is_told:
                 say(f"{error}; what was read waits, trying again every {self.every:g} s")
-            self.is_waiting = True
-            return
+            self.is_told = True
         except LoadError:
-            self.say_lost(self.load.tally.lines)
+            self.say_not_committed()
             raise
-        self.is_waiting = False
-        self.load.close()
-        self.load = Load()
+
+    def commit_waiting(self, lock_timeout: float) -> None:
+        """Commit the loads that wait, each in a transaction. Raises LoadError, Unavailable."""
+        while self.waiting:
+            self.commit(self.waiting[0], lock_timeout)
+            self.waiting.pop(0).close()
+
+    def say_not_committed(self) -> None:
+        self.say_lost(sum(load.tally.lines for load in self.waiting))
 
     def commit_at_last(self) -> None:
         """Commit what is left when a live load ends; wait as long as any load does, or until one
@@ -1869,15 +1883,14 @@ class LiveLoader(Loader):
         again = self.stopped
         handle_stops(lambda number, frame: stop(number, frame) if again else again.append(number))
         deadline = time.monotonic() + LOCK_SECONDS
-        self.check(self.load)
         while True:
             try:
-                return self.commit(self.load, max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
+                return self.commit_waiting(max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
             except (LoadError, SystemExit) as error:
                 if isinstance(error, Unavailable) and time.monotonic() < deadline:
                     time.sleep(POLL_SECONDS)
                     continue
-                self.say_lost(self.load.tally.lines)
+                self.say_not_committed()
                 raise
 
 
@@ -1963,10 +1976,8 @@ def print_report(text: str) -> None:
         text = text.translate(ASCII)
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     with about("the events are loaded, but the report could not be written"):
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the reader had enough
             click.echo(text, color=False if is_plain else None)  # None: on a terminal only
-        except BrokenPipeError:  # the reader had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- The plot --------------------------------------------------------------------------------------
@@ -2076,7 +2087,7 @@ def plot_table(path: str, target: str) -> None:
     with about(f"{path}: what was loaded is loaded, but not drawn"):
         content = picture(rows, terms, os.path.splitext(path)[1].lower())
         path = os.path.realpath(path)
-        unfinished = f"{path}.{os.getpid()}"
+        unfinished = f"{path}.{os.urandom(4).hex()}"
         try:
             with open(unfinished, "xb") as file:
                 file.write(content)
@@ -2125,7 +2136,7 @@ def check_options(
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
     if plot and not plot.lower().endswith(tuple(PICTURES)):
-        what = f"{plot!r} does not end in {', '.join(PICTURES)}"
+        what = f"{redacted(plot)!r} does not end in {', '.join(PICTURES)}"
         raise click.BadParameter(what, param_hint="'--plot'")
     if every is not None and every != every:
         raise click.BadParameter("nan is not a number of seconds", param_hint="'--commit-every'")
@@ -2271,18 +2282,34 @@ def exit_status() -> Iterator[None]:
         say(f"Error: {error if isinstance(error, LoadError) else reason(error)}")
         sys.exit(1)
     finally:
-        # All is done, and what Python does at its end is not to be disturbed.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPS, signal.SIGHUP))
+        # All is done, and what Python does at its end is not to be disturbed, nor to fail.
+        for number in (*STOPS, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                discard(stream)
+
+
+def discard(stream: Any) -> None:
+    """Let what is written to a stream, also what waits in its buffer, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def stop(number: int, frame: object) -> NoReturn:
     """End at a signal with the exit status that a shell expects."""
     handle_stops(lambda *_: None)  # only the first counts
     sys.unraisablehook = lambda _: os._exit(128 + number)  # where Python would pass over our exit
-    if sys.stderr.isatty():
-        click.echo(err=True)  # after what is on the line
     word = "Interrupted" if number == signal.SIGINT else "Terminated"
-    say(f"{word}: uncommitted changes were rolled back")
+    line_end = "\n" * sys.stderr.isatty()  # after what is on the line
+    text = f"{line_end}{word}: uncommitted changes were rolled back\n"
+    if select.select([], [2], [], 0)[1]:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())  # not by sys.stderr, which may be writing just now
+    else:
+        discard(sys.stderr)  # nobody reads it
+    discard(sys.stdout)
     sys.exit(128 + number)
 
 

@@ -30,6 +30,7 @@ DRAWING = ("matplotlib.figure", "matplotlib.dates", "matplotlib.backends.backend
 NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.pop("PYTHONUNBUFFERED", None)  # cron has none: what can't be written stays in a buffer
 # Neither nohup nor a shell that runs the tests in the background lets them ignore a signal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,7 +64,7 @@ def lines(*events: Any) -> bytes:
 def environment(env: dict[str, str] | None = None) -> dict[str, str]:
     """This environment without settings of the loader, and with some of a test."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith("LOAD_ACTIVE_USERS_")}
-    return {**ours, "PYTHONUNBUFFERED": "", **(env or {})}
+    return {**ours, **(env or {})}
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
@@ -214,7 +215,7 @@ class Loader:
             db.executescript(script)
 
     def content(self) -> list[str] | None:
-        if not self.db.exists():
+        if not self.db.exists() or not self.db.stat().st_size:
             return None
         with closing(sqlite3.connect(self.db)) as db:
             version = db.execute("PRAGMA user_version").fetchone()

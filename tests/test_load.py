@@ -1642,7 +1642,6 @@ def test_a_reader_that_had_enough(loader: Loader) -> None:
             cwd=loader.directory,
             stdout=closed,
             stderr=-1,
-            env={**os.environ, "PYTHONUNBUFFERED": ""},
         )
     assert (done.returncode, done.stderr) == (0, b"")
     assert loader.table() == SAMPLE_TABLE
