@@ -635,6 +635,29 @@ def test_a_full_disk(loader: Loader) -> None:
     assert loader.query("PRAGMA integrity_check") == [("ok",)]
 
 
+def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
+    """It ends the load, and refuses its own interval only."""
+    pipe = live("-q", every=1)
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        pipe.write(lines(event("b")))
+        pipe.await_said(f"{LOCKED}{WAITS}\n")
+        pipe.write(lines(event("c")))
+        time.sleep(2.5)  # until c waits, too
+        pipe.write(lines(event("d"), b"bad"))
+        bad = f"{LOCKED}{WAITS}\n-:5: {NO_OBJECT}\n"
+        pipe.await_said(bad)
+        db.execute("ROLLBACK")
+    refused = (
+        "bad records: 1, more than --max-bad-records 0; nothing was loaded since the last commit"
+    )
+    assert pipe.process.wait(30) == 1
+    assert pipe.said() == f"{bad}Error: {refused}\n"
+    assert pipe.users() == ["a", "b", "c"]
+
+
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
     """A live load that has read three lines, the last two after its database was locked."""

@@ -552,6 +552,26 @@ def test_a_load_waits_its_turn_and_can_be_stopped_meanwhile(loader: PostgresLoad
         assert (process.returncode, out, err) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_load_waits_its_turn_at_any_level_of_isolation(
+    loader: PostgresLoader, level: str
+) -> None:
+    loader.load("-", input=lines(event("a")))
+    loader.administer(
+        f"ALTER DATABASE \"{loader.name}\" SET default_transaction_isolation = '{level}'"
+    )
+    with psycopg.connect(loader.url) as other:
+        other.execute(LOCKS["a load"].encode())
+        with start(loader, "-q", SAMPLE) as process:
+            assert waits(other)
+            other.execute("INSERT INTO active_user VALUES ('2019-12-30', 'b')")
+            other.execute("UPDATE active_user_table SET active_user_count = 2")
+            other.commit()
+            out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert loader.table()["2019-12-30"] == 33
+
+
 def test_a_connection_that_breaks(loader: PostgresLoader) -> None:
     loader.load(SAMPLE)
     with psycopg.connect(loader.url, autocommit=True) as other:

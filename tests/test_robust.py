@@ -744,7 +744,56 @@ def test_a_database_that_can_only_be_read(loader: Loader, closed: Path, mode: st
     assert [loader.db.read_bytes(), *closed.iterdir()] == [before, loader.db]
 
 
+def test_a_database_with_a_journal_that_can_only_be_read(loader: Loader, closed: Path) -> None:
+    """What a load that was killed has left is not counted, and nothing is called corrupt."""
+    loader.load(SAMPLE)
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN")
+        for number in range(3000):
+            db.execute("INSERT INTO active_user VALUES ('2019-12-30', ?)", (f"user {number}",))
+        for path in (loader.db, Path(f"{loader.db}-journal")):
+            shutil.copy(path, closed)
+            (closed / path.name).chmod(0o444)
+    closed.chmod(0o555)
+    loader.db = closed / loader.db.name
+    done = under(loader, WITHOUT_CAPABILITIES, "--db", loader.db, "--dry-run", SAMPLE)
+    what = "attempt to write a readonly database; make the file and its directory writable"
+    assert done == (1, b"", f"Error: {loader.db}: {what}, or choose another --db\n")
+
+
+def test_a_database_in_utf_16(loader: Loader) -> None:
+    """It sorts users in another order than Python does."""
+    with closing(sqlite3.connect(loader.db)) as db:
+        db.execute("PRAGMA encoding = 'UTF-16'")
+        db.executescript((ROOT / "schema.sql").read_text())
+    users = [*(f"a{number}" for number in range(50)), *(f"{chr(256 + n)}z" for n in range(300))]
+    data = lines(*map(event, users))
+    for added in (350, 0, 0):
+        report = loader.load("-", input=data)["dates"]
+        expected = {"date": "2019-12-30", "active_user_count": 350, "added": added, "removed": 0}
+        assert report == [expected]
+
+
 # -- Standard streams that are closed, or full
+
+
+def test_a_signal_while_nobody_reads_the_messages(loader: Loader) -> None:
+    """As of a logger that hangs, or a terminal that was stopped by Ctrl-S."""
+    bad = loader.file(b"bad\n" * 20, "bad")
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"x" * 4090)
+    with start(loader, "--max-bad-records", 20, bad, "-", stderr=writer) as process:
+        time.sleep(1)  # until it has a message for which there is no room
+        process.terminate()
+        status = wait_for(process.poll, 20)
+        process.kill()
+    assert status == 143
+    os.close(writer)
+    with open(reader, "rb") as said:
+        assert said.read() == b"x" * 4090
+    assert not loader.db.exists()
 
 
 REPORT_LOST = (

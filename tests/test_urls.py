@@ -151,6 +151,17 @@ def test_http(loader: Loader, web: str, name: str) -> None:
     assert loader.load(f"http://{web}/{name}")["lines"] == 1000
 
 
+@http_only
+def test_a_download_may_take_as_long_as_it_likes() -> None:
+    """Where aiohttp itself would end it after five minutes."""
+    for url in ("http://x.example/a", "simplecache::https://x.example/a"):
+        system, _ = load_active_users.file_system(url)
+        while hasattr(system, "target_options") and system.fs is not system:
+            system = system.fs
+        timeout = system.client_kwargs["timeout"]
+        assert (timeout.total, timeout.sock_read) == (None, 300)
+
+
 STATUSES = [
     (401, "Unauthorized"),
     (403, "Forbidden"),
