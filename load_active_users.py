@@ -115,6 +115,11 @@ def redacted(name: str) -> str:
     return "::".join(parts)
 
 
+def without_secrets(text: str) -> str:
+    """A message, with the URLs in it as they may be shown."""
+    return re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: redacted(url[0]), text)
+
+
 def leaks_secret(text: str, name: str) -> bool:
     """Whether a message holds a word of a URL that is not shown; of PostgreSQL's, a password's."""
     hidden = [name]
@@ -149,7 +154,7 @@ def reason(error: BaseException) -> str:
             return meaning.format(text)
     if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN)):
         text = f"{kind.__name__}: {text}"
-    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: redacted(url[0]), text)
+    text = without_secrets(text)
     remedy = REMEDIES.get(code_of(error))
     return f"{text}; {remedy}" if remedy else text
 
@@ -2136,7 +2141,7 @@ def check_options(
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
     if plot and not plot.lower().endswith(tuple(PICTURES)):
-        what = f"{redacted(plot)!r} does not end in {', '.join(PICTURES)}"
+        what = f"{plot!r} does not end in {', '.join(PICTURES)}"
         raise click.BadParameter(what, param_hint="'--plot'")
     if every is not None and every != every:
         raise click.BadParameter("nan is not a number of seconds", param_hint="'--commit-every'")
@@ -2426,4 +2431,11 @@ if IS_COMMAND:
     gc.freeze()  # what was imported stays: to look through it again and again takes a tenth
     gc.enable()
     with exit_status():  # also when click's own output can't be written
-        main()
+        try:
+            main(standalone_mode=False)
+        except click.ClickException as error:
+            shown = without_secrets(error.message)  # a URL may stand after a wrong option
+            error.message = shown  # type: ignore[misc]
+            with contextlib.suppress(OSError):
+                error.show()
+            sys.exit(error.exit_code)

@@ -251,6 +251,13 @@ def test_no_signature_is_kept(loader: Loader, web: str) -> None:
     assert b"S3CRT" not in loader.db.read_bytes()
 
 
+@pytest.mark.parametrize("option", ["--plot", "--workers", "--timezone", "--dates", "--format"])
+def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) -> None:
+    said = loader.refuse(option, "postgresql://bob:S3CRT@h/x?sig=S3CRT", "x", status=2)
+    assert f"Error: Invalid value for '{option}': 'postgresql://h/x" in said
+    assert "S3CRT" not in said
+
+
 DATABASES = [  # that are refused with a line that says what is expected
     *(f"postgresql://loader:S3CRT{s}S3CRT@127.0.0.1:1/a" for s in "/#?[]@ \\"),
     "postgresql+psycopg2://loader:S3CRT@127.0.0.1:1/a",
