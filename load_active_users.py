@@ -886,6 +886,17 @@ def version(source: str, file: Any) -> str | None:
     return next((str(info[key]) for key in keys if info.get(key)), None)
 
 
+# -- Scanning ranges, here or elsewhere ------------------------------------------------------------
+#
+# Sources are cut into ranges, which are handed out a bounded number ahead; what was found in them
+# is taken in the order of the input. So line numbers, bad records and the first error need no care.
+
+POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes have started
+PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
+SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
+Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
+
+
 def expanded(events: Iterable[str]) -> list[str]:
     """Some EVENTS, with the files that a URL with wildcards stands for. Raises LoadError."""
     sources = []
@@ -926,17 +937,6 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
                 length = min(step, end - start)
                 parts.append(Range(source, start, start + length, token, size=length))
     return parts
-
-
-# -- Scanning ranges, here or elsewhere ------------------------------------------------------------
-#
-# Ranges are handed out a bounded number ahead, and what was found in them is taken in the order of
-# the input. So line numbers, bad records and the first error need no care.
-
-POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes have started
-PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
-SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
-Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
 def in_order(
