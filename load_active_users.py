@@ -2117,7 +2117,7 @@ OTHER_DB = (  # another scheme, what may hold a password, and libpq's key=value
     r"(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
 )
 DB_EXPECTED = (
-    "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with special "
+    "expected the path of an SQLite file, or postgresql:// and USER@HOST:PORT/DATABASE with special "
     "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
 )
 
