@@ -2117,8 +2117,8 @@ OTHER_DB = (  # another scheme, what may hold a password, and libpq's key=value
     r"(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
 )
 DB_EXPECTED = (
-    "expected the path of an SQLite file, or postgresql:// and USER@HOST:PORT/DATABASE with special "
-    "characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
+    "expected the path of an SQLite file, or postgresql:// and USER@HOST:PORT/DATABASE with "
+    "special characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
 )
 
 
