@@ -289,7 +289,7 @@ class Rule:
         # The events of a single name are found by that; others only if they hold the parameter.
         self.has_any_name = "*" in self.names
         self.needs_time = self.has_any_name or len(self.names) > 1
-        words = re.findall(r"\w+", ENGAGEMENT_TIME if self.needs_time else names[0], re.ASCII)
+        words = re.findall(r"\w+", ENGAGEMENT_TIME if self.needs_time else self.names[0], re.ASCII)
         self.needle = max(words, key=len, default="event_name").encode()
         # Most escapes are those of <, > and &. These can spell the needle.
         self.escapes = tuple({b"\\u00%x" % (letter >> 4) for letter in self.needle})
@@ -1417,13 +1417,13 @@ class Sqlite(Database):
         path = self.path
         uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
         modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
-        is_there = write
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.stat(path)
-            is_there = True
-        while is_there:
+        except FileNotFoundError:
+            modes = modes if write else []
+        for mode in modes:
             try:
-                name = f"file:{uri}?mode={modes.pop(0)}"
+                name = f"file:{uri}?mode={mode}"
                 connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
                 self.connection.close()
                 self.connection = connection
@@ -1434,10 +1434,10 @@ class Sqlite(Database):
             except sqlite3.OperationalError as error:
                 is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
                 is_at_rest = not any(os.path.exists(path + end) for end in ("-wal", "-journal"))
-                if not modes or not is_closed or not is_at_rest:
+                if mode != "rw" or not is_closed or not is_at_rest:
                     raise
         else:
-            self.execute("BEGIN")
+            self.execute("BEGIN")  # there is nothing to read
         if self.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
             self.BETWEEN = ""  # which sorts users by their bytes
 
@@ -1801,7 +1801,7 @@ class LiveLoader(Loader):
                 signal.signal(number, lambda number, _: self.stopped.append(number))
         due = time.monotonic() + self.every
         for _ in self.taken(sources):
-            while not self.stopped and (time.monotonic() >= due or self.is_full()):
+            while not self.is_ending() and (time.monotonic() >= due or self.is_full()):
                 if self.waiting and time.monotonic() < due:
                     time.sleep(POLL_SECONDS)
                     continue
@@ -1816,6 +1816,9 @@ class LiveLoader(Loader):
         if self.failure:
             raise self.failure
 
+    def is_ending(self) -> bool:
+        return bool(self.stopped or self.failure)
+
     def is_full(self) -> bool:
         """Whether as many users wait for a commit as are to be held."""
         return sum(load.size + 256 for load in (self.load, *self.waiting)) > LIVE_BYTES
@@ -1829,6 +1832,7 @@ class LiveLoader(Loader):
                 self.waiting.append(load)
         except LoadError as error:
             self.failure = self.failure or error
+            load.close()
 
     def taken(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives batch by batch; yield after each, and when nothing has come for a
@@ -2117,8 +2121,8 @@ OTHER_DB = (  # another scheme, what may hold a password, and libpq's key=value
     r"(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
 )
 DB_EXPECTED = (
-    "expected the path of an SQLite file, or postgresql:// and USER@HOST:PORT/DATABASE with "
-    "special characters percent-encoded; a password is best kept in ~/.pgpass or PGPASSWORD"
+    "expected the path of an SQLite file, or a postgresql:// URL (USER@HOST:PORT/DATABASE, special "
+    "characters percent-encoded); a password is best kept in ~/.pgpass or PGPASSWORD"
 )
 
 

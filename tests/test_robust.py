@@ -26,6 +26,7 @@ from typing import Any
 import plain
 import pytest
 from conftest import NOON, ROOT, SAMPLE, SCRIPT, Loader, event, lines, wait_for
+from tqdm import tqdm
 
 import load_active_users
 from load_active_users import (
@@ -37,6 +38,7 @@ from load_active_users import (
     line_start,
     rule_of,
     scan_in_processes,
+    scan_in_turn,
 )
 
 KILLS = int(os.environ.get("KILLS", "15"))
@@ -1174,7 +1176,28 @@ def test_what_a_machine_without_more_threads_says() -> None:
     assert said == what
 
 
+def test_what_a_rule_remembers_is_bounded() -> None:
+    rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
+    assert [rule.role_of(f"{number}_event") for number in range(70_000)] == [1] * 70_000
+    assert rule.role_of.cache_info().currsize == 65_536
+
+
+def test_a_bar_that_cannot_be_drawn(tmp_path: Path) -> None:
+    rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
+    with suppress(OSError), open("/dev/full", "w") as full:  # which can't be closed either
+        bar = tqdm(total=len(SAMPLE.read_bytes()), file=full, mininterval=0, delay=1e-9)
+        with pytest.raises(OSError, match="No space left"):
+            bar.refresh()
+        loader = load_active_users.Loader((), str(tmp_path / "a.db"), rule, None, bar=bar)
+        loader.load_once(scan_in_turn([Range(str(SAMPLE))], loader.scanner()))
+        bar.disable = True  # it is not to try once more when it goes
+    assert loader.report.tally.lines == 1000
+
+
 @AS_ROOT
+@pytest.mark.skipif(
+    not Path("/usr/share/zoneinfo/tzdata.zi").exists(), reason="needs apt-get install tzdata"
+)
 def test_files_of_time_zones_in_the_slim_format(loader: Loader) -> None:
     """As zic writes them if a system does not ask for others."""
     zones = Path("/usr/share/zoneinfo")
