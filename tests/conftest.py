@@ -77,6 +77,15 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
     return result
 
 
+class Process(subprocess.Popen[bytes]):
+    """A process that, where a test waits for it, does not outlive the failure of that test."""
+
+    def __exit__(self, kind: Any, *failure: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *failure)
+
+
 class Server:
     """Starts the command sooner than Python does, as server.py tells."""
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any
 
 import distributed
 import pytest
-from conftest import SAMPLE, Loader, event, lines, wait_for
+from conftest import SAMPLE, Loader, Process, event, lines, wait_for
 from test_robust import INTERRUPTED, ROWS, of_users, start, usage
 
 from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
@@ -31,7 +30,7 @@ class Cluster:
             port = free.getsockname()[1]
         self.directory = directory
         self.address = f"tcp://127.0.0.1:{port}"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Process] = []
         self.run("scheduler", "--port", str(port))
 
         def answers() -> bool:
@@ -40,9 +39,7 @@ class Cluster:
 
         assert wait_for(answers)
 
-    def run(
-        self, what: str, *args: str, before: tuple[str, ...] = (), **env: str
-    ) -> subprocess.Popen[bytes]:
+    def run(self, what: str, *args: str, before: tuple[str, ...] = (), **env: str) -> Process:
         command = [
             sys.executable,
             "-m",
@@ -55,13 +52,13 @@ class Cluster:
         log = (self.directory / f"{len(self.processes)}.log").open("wb")
         environment = {**os.environ, **env}
         self.processes.append(
-            subprocess.Popen(
+            Process(
                 [*before, *command], cwd=self.directory, env=environment, stdout=log, stderr=log
             )
         )
         return self.processes[-1]
 
-    def worker(self, before: tuple[str, ...] = (), **env: str) -> subprocess.Popen[bytes]:
+    def worker(self, before: tuple[str, ...] = (), **env: str) -> Process:
         """Start a worker, and wait until the scheduler knows it."""
         number = len(self.processes)
         options = ["--nthreads", "1", "--local-directory", str(self.directory), "--no-nanny"]
@@ -70,10 +67,10 @@ class Cluster:
         assert wait_for(lambda: b"Registered to" in log.read_bytes()), log.read_text()
         return process
 
-    def is_scanning(self, load: subprocess.Popen[bytes], source: Path) -> bool:
+    def is_scanning(self, load: Process, source: Path) -> bool:
         """Wait until a worker reads a source, of a load that goes on."""
 
-        def reads(process: subprocess.Popen[bytes]) -> bool:
+        def reads(process: Process) -> bool:
             with suppress(OSError):
                 links = Path(f"/proc/{process.pid}/fd").iterdir()
                 return str(source) in map(os.readlink, links)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import ROOT, SAMPLE, Loader, event, lines, wait_for
+from conftest import ROOT, SAMPLE, Loader, Process, event, lines, wait_for
 
 from load_active_users import BATCH, BLOCK, LiveLoader, arriving, rule_of
 
@@ -47,7 +47,7 @@ class Live:
         self.loader = loader
         self.log = loader.directory / f"stderr{time.monotonic_ns()}"
         with self.log.open("wb") as stderr:
-            self.process = subprocess.Popen(
+            self.process = Process(
                 command,
                 cwd=loader.directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -414,7 +414,7 @@ class Feed:
         return self.data[: self.written - left]
 
 
-def has_begun(process: subprocess.Popen[bytes]) -> bool:
+def has_begun(process: Process) -> bool:
     """Whether Python has come as far as the first lines of the script, which handle signals."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = re.search(r"SigCgt:\s+(\w+)", status)
@@ -435,7 +435,7 @@ def test_a_signal_at_any_moment_loses_nothing(
         loader.db = loader.directory / f"{moment}.db"
         feed = Feed(pause, cut)
         command = loader.command("-q", "--db", loader.db, "--commit-every", 1000, "-")
-        with subprocess.Popen(
+        with Process(
             command, cwd=loader.directory, stdin=feed.read_end, stderr=subprocess.PIPE
         ) as process:
             assert wait_for(partial(has_begun, process))
@@ -469,7 +469,7 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
     """Also while a named pipe waits to be opened at its other end."""
     os.mkfifo(loader.directory / "pipe")
     command = loader.command("-q", "--commit-every", 1, name)
-    with subprocess.Popen(
+    with Process(
         command, cwd=loader.directory, stdin=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert wait_for(partial(has_begun, process))
@@ -486,7 +486,7 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
     env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
     command = loader.command("-q", "-")
     for moment in range(MOMENTS):
-        with subprocess.Popen(
+        with Process(
             command, cwd=loader.directory, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             assert wait_for(partial(has_begun, process))

@@ -20,7 +20,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NOON, ROOT, SAMPLE, Loader, event, lines, wait_for
+from conftest import NOON, ROOT, SAMPLE, Loader, Process, event, lines, wait_for
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_robust import children
@@ -48,7 +48,7 @@ def on_a_terminal(
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
     for _, terminal in terminals:
         termios.tcsetwinsize(terminal, (24, columns))
-    with subprocess.Popen(
+    with Process(
         loader.command(*args),
         cwd=loader.directory,
         env={**environment, "TERM": "xterm", **(env or {})},
@@ -495,7 +495,7 @@ def test_two_runs_overlap(night: Night) -> None:
     locked = night.yesterday.replace(".venv/bin/python", f"{flock} .venv/bin/python")
     assert night.run(locked) == (0, "", "")
     holder = ["flock", flock.split()[-1], "sh", "-c", "echo; read line"]
-    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with Process(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"\n"
         assert night.run(locked) == (1, "", "")
         other.communicate()
@@ -532,7 +532,7 @@ def test_a_real_cron_daemon(night: Night) -> None:
     marks = [f"* * * * * {command}; echo $? > {night.srv}/{name}" for command, name in jobs]
     (night.srv / "crontab").write_text("\n".join([settings, *marks, ""]))
     command = ["unshare", "--mount", "sh", "-c", CRON_NAMESPACE, "sh", str(night.srv)]
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
+    with Process(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         try:
             assert wait_for((night.srv / "failed").exists, 100)
             assert wait_for((night.srv / "status").exists)

@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines, wait_for
+from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, Process, event, lines, wait_for
 from test_robust import (
     INTERRUPTED,
     KILLS,
@@ -87,7 +87,7 @@ def running() -> Iterator[str]:
         "fsync=off",
     ]
     log = (directory / "log").open("wb")
-    process = subprocess.Popen(
+    process = Process(
         [BIN / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd="/", **user
     )
     url = f"postgresql://loader:p%40ss@127.0.0.1:{port}/"
@@ -367,7 +367,7 @@ def test_a_timeout_of_the_url(loader: PostgresLoader) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         place = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"
 
-        def connect(seconds: int, is_in_url: bool) -> subprocess.Popen[bytes]:
+        def connect(seconds: int, is_in_url: bool) -> Process:
             url = f"{place}?connect_timeout={seconds}" if is_in_url else place
             env = {} if is_in_url else {"PGCONNECT_TIMEOUT": str(seconds)}
             process = start(loader, "--db", url, SAMPLE, env={**os.environ, **env})
@@ -620,7 +620,7 @@ def pooler(loader: PostgresLoader) -> Iterator[str]:
         directory = place
     log = (directory / "log").open("wb")
     command = [str(PGBOUNCER), str(directory / "ini")]
-    with subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **account) as process:
+    with Process(command, stdout=log, stderr=log, cwd="/", **account) as process:
         try:
 
             def answers() -> bool:

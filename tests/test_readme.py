@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import NOON, ROOT, Loader, environment, event, lines, wait_for
+from conftest import NOON, ROOT, Loader, Process, environment, event, lines, wait_for
 from test_operate import README, Night, blocks
 from test_postgres import PostgresLoader, needs_postgres
 
@@ -494,7 +494,7 @@ def test_a_cluster(clone: Clone) -> None:
         for command in (scheduler, worker):
             with log.open("ab") as output:
                 processes.append(
-                    subprocess.Popen(
+                    Process(
                         ["sh", "-c", f"exec {command}"],
                         cwd=clone.directory,
                         stdin=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ from typing import Any
 
 import plain
 import pytest
-from conftest import NOON, ROOT, SAMPLE, SCRIPT, Loader, event, lines, wait_for
+from conftest import NOON, ROOT, SAMPLE, SCRIPT, Loader, Process, event, lines, wait_for
 from tqdm import tqdm
 
 import load_active_users
@@ -86,12 +86,12 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(loader: Loader, *args: object, **more: Any) -> subprocess.Popen[bytes]:
+def start(loader: Loader, *args: object, **more: Any) -> Process:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.Popen(loader.command(*args), cwd=loader.directory, **pipes)
+    return Process(loader.command(*args), cwd=loader.directory, **pipes)
 
 
-def children(process: subprocess.Popen[bytes]) -> list[int]:
+def children(process: Process) -> list[int]:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     with suppress(OSError):
         return [int(pid) for pid in path.read_text().split()]
@@ -104,18 +104,18 @@ def alive(pid: int) -> bool:
     return False
 
 
-def workers_of(process: subprocess.Popen[bytes], number: int = 2) -> list[int]:
+def workers_of(process: Process, number: int = 2) -> list[int]:
     pids: list[int] = wait_for(lambda: len(children(process)) == number and children(process))
     assert pids, "the workers have not started"
     return pids
 
 
-def has_read_all(process: subprocess.Popen[bytes]) -> bool:
+def has_read_all(process: Process) -> bool:
     assert process.stdin
     return fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)) == bytes(4)
 
 
-def when_it_reads(process: subprocess.Popen[bytes]) -> None:
+def when_it_reads(process: Process) -> None:
     """Wait until a load has read what it was sent."""
     assert process.stdin
     process.stdin.write(lines(event("first")))
@@ -123,10 +123,10 @@ def when_it_reads(process: subprocess.Popen[bytes]) -> None:
     assert wait_for(lambda: has_read_all(process))
 
 
-def in_a_process(loader: Loader, code: str, *args: object, **more: Any) -> subprocess.Popen[bytes]:
+def in_a_process(loader: Loader, code: str, *args: object, **more: Any) -> Process:
     """The command, after some code that sees it as `loader`."""
     code = f"import os, signal, sys\nimport load_active_users as loader\n{code}\nloader.main()"
-    return subprocess.Popen(
+    return Process(
         [sys.executable, "-c", code, *map(str, args)],
         cwd=loader.directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -700,7 +700,7 @@ def test_a_directory_that_cannot_be_written(
 ) -> None:
     closed.chmod(0o555)
     command = [*WITHOUT_CAPABILITIES.split(), *loader.command(option, f"closed/{name}", "-")]
-    with subprocess.Popen(command, cwd=loader.directory, stdin=-1, stdout=-1, stderr=-1) as process:
+    with Process(command, cwd=loader.directory, stdin=-1, stdout=-1, stderr=-1) as process:
         ended = wait_for(lambda: process.poll() is not None)
         process.kill()
         assert ended
@@ -1047,7 +1047,7 @@ def test_a_lock_held_for_too_long_is_a_clear_error(locked: Loader) -> None:
     )
 
 
-def waits(loader: Loader, process: subprocess.Popen[bytes]) -> bool:
+def waits(loader: Loader, process: Process) -> bool:
     """Whether a load has come to the database and waits for it."""
     fds = Path(f"/proc/{process.pid}/fd")
     return bool(wait_for(partial(reads, fds, loader.db)))

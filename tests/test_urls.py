@@ -17,7 +17,7 @@ from typing import Any
 
 import plain
 import pytest
-from conftest import ROOT, SAMPLE, Loader, event, lines, wait_for
+from conftest import ROOT, SAMPLE, Loader, Process, event, lines, wait_for
 from test_cluster import Cluster
 from test_robust import of_users, usage
 
@@ -341,7 +341,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AWS_ENDPOINT_URL": address,
     }
     before = dict(os.environ)
-    with subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with Process(command, stdout=log, stderr=log) as process:
         try:
 
             def answers() -> bool:
