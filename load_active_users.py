@@ -657,7 +657,8 @@ def decoded(record: bytes) -> Any:
     try:
         text = str(record, "utf-8")
         any_object.decode(text)  # is stricter than json
-        return json.loads(text)
+        # Python converts fewer digits than 4301; what is not finite is no integer of ours.
+        return json.loads(text, parse_int=lambda n: int(n) if len(n) < 4300 else float(n))
     except UnicodeDecodeError as error:
         raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:

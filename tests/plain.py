@@ -55,6 +55,11 @@ def optional(value: Any, type_: type) -> Any:
     return type_() if value is None else expect(value, type_)
 
 
+def json_integer(digits: str) -> int | float:
+    """A JSON integer; what Python does not convert is none."""
+    return int(digits) if len(digits) < 4300 else float(digits)
+
+
 def integer(value: Any) -> int:
     if type(value) is int:
         return value
@@ -142,7 +147,7 @@ def read(
                 refuse()
             if not may_hold_engagement(record, rule):
                 continue
-            event = json.loads(record.decode(), parse_constant=refuse)
+            event = json.loads(record.decode(), parse_int=json_integer, parse_constant=refuse)
             json.dumps(event, ensure_ascii=False).encode()  # half a surrogate pair is no text
             if not is_engagement(event, rule):
                 continue

@@ -28,7 +28,7 @@ import click
 import plain
 import pytest
 from backports import zstd
-from conftest import NOON, ROOT, SAMPLE, Loader, environment, event, lines
+from conftest import NOON, ROOT, SAMPLE, Loader, Process, environment, event, lines
 
 import load_active_users
 
@@ -159,6 +159,9 @@ ACTIVE = {
     "escapes in the names of fields": json.dumps(event()).replace("key", "\\u006bey").encode(),
     "BigQuery's escapes": lines(event(text="<&>"))
     .replace(b"<&>", b"\\u003c\\u0026\\u003e")
+    .strip(),
+    "a number of 5000 digits in an unknown field": lines(event(x=10**4000, y="\0"))
+    .replace(b"0" * 4000, b"0" * 5000)
     .strip(),
     "the last of a field given twice": lines(event())
     .replace(b'{"event_t', b'{"event_params":5,"event_t', 1)
@@ -679,7 +682,7 @@ def through_a_slow_pipe(
     """Load some data from standard input, of which the first read brings so many bytes only."""
     command = loader.command("-")
     read, write = os.pipe()
-    with subprocess.Popen(
+    with Process(
         command, cwd=loader.directory, env=environment(), stdin=read, stdout=-1, stderr=-1
     ) as process:
         os.close(read)
@@ -747,7 +750,7 @@ def test_a_pipe_that_brings_its_first_byte_alone(loader: Loader, compress: Any) 
 
 def test_a_named_pipe(loader: Loader) -> None:
     os.mkfifo(loader.directory / "pipe")
-    with subprocess.Popen(
+    with Process(
         loader.command("--format", "json", "pipe"), cwd=loader.directory, stdout=-1
     ) as process:
         (loader.directory / "pipe").write_bytes(SAMPLE.read_bytes())
@@ -1119,6 +1122,11 @@ BAD_RECORDS: list[tuple[str, bytes, str]] = [
         "an integer of 5000 digits",
         lines(event(msec="9" * 5000)).strip(),
         "engagement_time_msec is not an integer",
+    ),
+    (
+        "a number of 5000 digits",
+        lines(event(time=10**4000)).replace(b"0" * 4000, b"9" * 5000).strip(),
+        "event_timestamp is not an integer",
     ),
     *[
         (f"timestamp {value!r}"[:40], lines(event(time=value)).strip(), "event_timestamp")
@@ -1620,9 +1628,7 @@ def test_a_signal_ends_a_load(loader: Loader, number: int, status: int, word: st
     before = loader.content()
     os.mkfifo(loader.directory / "pipe")
     command = loader.command("pipe")
-    with subprocess.Popen(
-        command, cwd=loader.directory, env=environment(), stdout=-1, stderr=-1
-    ) as process:
+    with Process(command, cwd=loader.directory, env=environment(), stdout=-1, stderr=-1) as process:
         with (loader.directory / "pipe").open("wb") as pipe:  # opens when it is opened to be read
             pipe.write(SAMPLE.read_bytes())  # more than a pipe holds: some of it has been read
             pipe.flush()
