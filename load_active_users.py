@@ -1794,6 +1794,7 @@ class LiveLoader(Loader):
     is_told: bool = False  # that they wait for the database
     stopped: list[int] = []  # the signals that have come
     failure: LoadError | None = None  # what else has ended it
+    refused_lines: int = 0  # of the interval whose bad records have ended it
 
     def load_arriving(self, sources: list[str]) -> None:
         """Load what comes, every so many seconds. Raises LoadError."""
@@ -1833,6 +1834,7 @@ class LiveLoader(Loader):
                 self.waiting.append(load)
         except LoadError as error:
             self.failure = self.failure or error
+            self.refused_lines = load.tally.lines
             load.close()
 
     def taken(self, sources: list[str]) -> Iterator[None]:
@@ -1885,7 +1887,7 @@ class LiveLoader(Loader):
             self.waiting.pop(0).close()
 
     def say_not_committed(self) -> None:
-        self.say_lost(sum(load.tally.lines for load in self.waiting))
+        self.say_lost(self.refused_lines + sum(load.tally.lines for load in self.waiting))
 
     def commit_at_last(self) -> None:
         """Commit what is left when a live load ends; wait as long as any load does, or until one
@@ -2015,7 +2017,6 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
         import matplotlib
         from matplotlib.figure import Figure
 
-    matplotlib.rcdefaults()
     matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
     figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

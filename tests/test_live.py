@@ -658,6 +658,27 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
     assert pipe.users() == ["a", "b", "c"]
 
 
+def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
+    """It ends the load, though the database stays locked; what is not stored is told."""
+    pipe = live("-q", every=1, patience=1.5)
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    data = lines(*(event(f"{number:0500}") for number in range(350)))
+    with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        pipe.write(data)
+        pipe.await_said(f"{LOCKED}{WAITS}\n")
+        with suppress(BrokenPipeError):  # not all of it may be read
+            pipe.write(b"bad\n" + data)
+        assert pipe.process.wait(30) == 1
+    bad = f"{LOCKED}{WAITS}\n-:352: {NO_OBJECT}\n"
+    lost = r"not stored: the last lines that were read \((\d+)\), up to -:(\d+)\n"
+    said = re.fullmatch(f"{re.escape(bad)}{lost}Error: {re.escape(LOCKED)}\n", pipe.said())
+    assert said, pipe.said()
+    assert int(said[1]) == int(said[2]) - 1 > 351
+    assert pipe.users() == ["a"]
+
+
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
     """A live load that has read three lines, the last two after its database was locked."""

@@ -378,10 +378,10 @@ def test_several_files_are_one_load(loader: Loader) -> None:
         loader.file(lines(event("a"), event("b")), "a"),
         loader.file(lines(event("b"), event("c")), "b"),
     )
-    report = loader.load(a, "-", b, a, input=lines(event("d")))
+    report = loader.load(a, "-", b, a, "-", input=lines(event("d")))
     assert report["dates"] == [date("2019-12-30", 4, 4)]
-    assert report["lines"] == 7
-    assert loader.query("SELECT sources FROM load_log") == [('["a","-","b","a"]',)]
+    assert report["lines"] == 7  # at its end, standard input holds no more
+    assert loader.query("SELECT sources FROM load_log") == [('["a","-","b","a","-"]',)]
 
 
 def test_a_late_event_touches_its_own_date_only(loader: Loader) -> None:

@@ -746,22 +746,41 @@ def test_a_database_that_can_only_be_read(loader: Loader, closed: Path, mode: st
     assert [loader.db.read_bytes(), *closed.iterdir()] == [before, loader.db]
 
 
-def test_a_database_with_a_journal_that_can_only_be_read(loader: Loader, closed: Path) -> None:
-    """What a load that was killed has left is not counted, and nothing is called corrupt."""
+@pytest.mark.parametrize(
+    ("mode", "beside", "reason"),
+    [
+        (
+            "DELETE",
+            "-journal",
+            "attempt to write a readonly database; make the file and its "
+            "directory writable, or choose another --db",
+        ),
+        (
+            "WAL",
+            "-wal",
+            "unable to open database file; make the file and its directory readable and writable",
+        ),
+    ],
+)
+def test_a_database_with_a_journal_that_can_only_be_read(
+    loader: Loader, closed: Path, mode: str, beside: str, reason: str
+) -> None:
+    """What a killed load has left is not counted, what it has committed is not passed over, and
+    nothing is called corrupt."""
     loader.load(SAMPLE)
     with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
         db.execute("PRAGMA cache_size = 1")
         db.execute("BEGIN")
         for number in range(3000):
             db.execute("INSERT INTO active_user VALUES ('2019-12-30', ?)", (f"user {number}",))
-        for path in (loader.db, Path(f"{loader.db}-journal")):
+        for path in (loader.db, Path(f"{loader.db}{beside}")):
             shutil.copy(path, closed)
             (closed / path.name).chmod(0o444)
     closed.chmod(0o555)
     loader.db = closed / loader.db.name
     done = under(loader, WITHOUT_CAPABILITIES, "--db", loader.db, "--dry-run", SAMPLE)
-    what = "attempt to write a readonly database; make the file and its directory writable"
-    assert done == (1, b"", f"Error: {loader.db}: {what}, or choose another --db\n")
+    assert done == (1, b"", f"Error: {loader.db}: {reason}\n")
 
 
 def test_a_database_in_utf_16(loader: Loader) -> None:

@@ -84,6 +84,7 @@ def test_ranges_of_a_url(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.pipe("/x", data)
     monkeypatch.setattr(load_active_users, "BATCH", 25_000)
     assert len(ranges(["memory://x"], 100_000)) == 25
+    assert len(ranges(["memory://x"], 10_000)) == 25  # each is a request
     assert read("memory://x", size=100_000) == (plain.read(data)[0], 1000)
 
 
