@@ -679,3 +679,32 @@ def test_a_live_pipe_and_a_plot(loader: PostgresLoader) -> None:
     assert loader.query("SELECT lines, added FROM load_log") == [(2, 2)]
     assert loader.run("--plot", "a.svg").returncode == 0
     assert (loader.directory / "a.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_a_live_pipe_whose_database_is_away_for_a_while(loader: PostgresLoader) -> None:
+    """As while it restarts: what was read is kept, and stored when it is back."""
+    with start(loader, "-q", "--commit-every", 1, "-") as process:
+        assert process.stdin
+        assert process.stderr
+        process.stdin.write(lines(event("a")))
+        process.stdin.flush()
+        assert wait_for(partial(has_users, loader, 1))
+        loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS false')
+        process.stdin.write(lines(event("b")))
+        process.stdin.flush()
+        said = process.stderr.readline().decode()
+        process.stdin.write(lines(event("c")))
+        process.stdin.flush()
+        time.sleep(1.2)
+        loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS true')
+        assert wait_for(partial(has_users, loader, 3))
+        process.terminate()
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    port = loader.server.rpartition(":")[2].rstrip("/")
+    what = (
+        f'connection failed: connection to server at "127.0.0.1", port {port} failed: FATAL: '
+        f'database "{loader.name}" is not currently accepting connections; '
+        "what was read waits, trying again every 1 s"
+    )
+    assert said == f"{loader.shown}: {what}\n"
