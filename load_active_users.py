@@ -757,26 +757,31 @@ def file_system(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def opened_source(source: str) -> Iterator[tuple[Any, bytes | None]]:
-    """A source as a binary file; and its first bytes, or None where it can be read in ranges."""
+def opened_source(source: str) -> Iterator[tuple[Any, bytes | None, str]]:
+    """A source as a binary file; its first bytes, or None where it can be read in ranges; and what
+    changes when another file takes its place."""
     if "://" in source:
         system, path = file_system(source)
         in_ranges = system.info(path).get("partial", "http" not in system.protocol)
         ahead = READAHEAD_BYTES if in_ranges else 0  # 0: as a stream
         opening = system.open(path, "rb", block_size=ahead, cache_type="readahead")
+        system.invalidate_cache()
+        tokens = map(system.info(path).get, ("ETag", "etag", "ino", "LastModified", "mtime"))
+        version = next(filter(None, tokens), None)
     else:
         name = 0 if source == "-" else source
         opening = open(name, "rb", buffering=0, closefd=source != "-")
         os.set_blocking(opening.fileno(), True)  # whatever who started us has set
+        version = os.fstat(opening.fileno()).st_ino
         in_ranges = source != "-" and opening.seekable()
     with opening as file:
         if not in_ranges:
             pipe = Pipe(file)
-            yield pipe, pipe.head
+            yield pipe, pipe.head, str(version)
             return
         head = file.read(4)
         file.seek(0)
-        yield file, head if head.startswith((GZIP, *ZSTD)) else None
+        yield file, head if head.startswith((GZIP, *ZSTD)) else None, str(version)
 
 
 @contextlib.contextmanager
@@ -789,8 +794,8 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
         stream: Any = io.BytesIO(part.data)
         yield stream, stream, len(part.data)
         return
-    with opened_source(part.source) as (file, head):
-        if part.version and part.version != version(part.source, file):
+    with opened_source(part.source) as (file, head, version):
+        if part.version and part.version != version:
             raise Refused(REPLACED)
         if part.end is not None:
             start = line_start(file, part.start)
@@ -876,17 +881,6 @@ def line_start(stream: Any, offset: int) -> int:
     return offset - 1 + len(rest)
 
 
-def version(source: str, file: Any) -> str | None:
-    """What changes when another file takes the place of a source."""
-    if "://" not in source:
-        return str(os.fstat(file.fileno()).st_ino)
-    system, path = file_system(source)
-    system.invalidate_cache()
-    info = system.info(path)
-    keys = ("ETag", "etag", "ino", "LastModified", "mtime")
-    return next((str(info[key]) for key in keys if info.get(key)), None)
-
-
 # -- Scanning ranges, here or elsewhere ------------------------------------------------------------
 #
 # Sources are cut into ranges, which are handed out a bounded number ahead; what was found in them
@@ -927,16 +921,15 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
                 os.stat(0 if source == "-" else source)
                 parts.append(Range(source))  # a pipe is opened once only
                 continue
-            with opened_source(source) as (file, head):
+            with opened_source(source) as (file, head, version):
                 end = getattr(file, "size", None) if is_url else os.fstat(file.fileno()).st_size
-                token = version(source, file)
             if head is not None or end is None:
-                parts.append(Range(source, version=token, size=end or 0))
+                parts.append(Range(source, version=version, size=end or 0))
                 continue
             step = max(size, 4 * BATCH) if is_url else size
             for start in range(0, end, step):
                 length = min(step, end - start)
-                parts.append(Range(source, start, start + length, token, size=length))
+                parts.append(Range(source, start, start + length, version, size=length))
     return parts
 
 
