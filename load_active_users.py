@@ -1187,7 +1187,6 @@ def merged(runs: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
 
 LOCK_SECONDS = 60.0
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
-Columns = dict[str, dict[str, str]]  # the type, by table and name
 
 
 class DateCount(Struct):
@@ -1219,6 +1218,7 @@ class Database:
     execute: Any  # a statement, with the values of its parameters
     lock_timeout: float  # seconds to wait for a lock
     INSERT = KNOWN = BETWEEN = COLUMNS = VERSION = ""  # as each database spells them
+    ELSEWHERE = FORBIDDEN = "SELECT 1 WHERE false"  # SQLite has neither schemas nor roles
     DIALECT: tuple[tuple[str, str], ...] = ()
 
     def spelt(self, sql: str) -> str:
@@ -1229,6 +1229,9 @@ class Database:
 
     def check_writable(self) -> None:
         """Raise Refused if the tables can't be written, as far as that can be known."""
+        row = self.execute(self.FORBIDDEN).fetchone()
+        if row:
+            raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
     def known(self, day: str, users: list[str], overlaps: bool) -> list[str]:
         """The users among some that are stored for a date. If the load is like what is stored, it
@@ -1243,13 +1246,6 @@ class Database:
         """Roll back what is not committed."""
         self.connection.close()
 
-    def columns(self) -> Columns:
-        """The types of the columns of the tables; of PostgreSQL our tables only."""
-        found: Columns = defaultdict(dict)
-        for table, name, kind, *_ in self.execute(self.COLUMNS).fetchall():
-            found[table][name] = kind.upper()
-        return found
-
     def upgrade(self) -> list[str] | None:
         """The statements that give tables of an earlier version what they lack; None if there are
         no tables yet. Raises Refused if they are not ours, or of a later version."""
@@ -1257,8 +1253,13 @@ class Database:
             new.executescript(schema())
             wanted = new.execute(Sqlite.COLUMNS).fetchall()
             [latest] = new.execute(Sqlite.VERSION).fetchone()
-        present = self.columns()
+        present: dict[str, dict[str, str]] = defaultdict(dict)  # the type, by table and name
+        for table, name, kind, *_ in self.execute(self.COLUMNS).fetchall():
+            present[table][name] = kind.upper()
         if not present:
+            row = self.execute(self.ELSEWHERE).fetchone()
+            if row:
+                raise Refused(f"its tables are in schema {row[0]}, which search_path leaves out")
             return None
         statements = []
         what = "is not one of load_active_users.py; choose another --db"
@@ -1496,19 +1497,6 @@ class Postgres(Database):
 
     def execute(self, sql: str, *values: Any) -> Any:
         return self.connection.execute(sql.replace("?", "%s").encode(), values or None)
-
-    def columns(self) -> Columns:
-        """Those of the first tables on the search path; Refused if they are somewhere else."""
-        found = super().columns()
-        elsewhere = None if found else self.execute(self.ELSEWHERE).fetchone()
-        if elsewhere:
-            raise Refused(f"its tables are in schema {elsewhere[0]}, which search_path leaves out")
-        return found
-
-    def check_writable(self) -> None:
-        row = self.execute(self.FORBIDDEN).fetchone()
-        if row:
-            raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
 
 def is_postgres(target: str) -> bool:
