@@ -1583,7 +1583,6 @@ class Loader(Struct):
     load_id: str = msgspec.field(default_factory=lambda: os.urandom(8).hex())
     part: Range | None = None  # the latest
     lines: int = 0  # of its source, before the next batch
-    bad_records: int = 0  # of this load
     every: float = 0  # seconds between commits; 0: there is one
 
     def scanner(self) -> Scanner:
@@ -1601,14 +1600,13 @@ class Loader(Struct):
         if part is not self.part and part.start == 0:
             self.lines = 0
         self.part = part
-        for number, (line, why, _) in enumerate(batch.bad, self.bad_records):
+        for number, (line, why, _) in enumerate(batch.bad, load.tally.bad_records):
             if number < MAX_REPORTED:
                 say(f"{redacted(part.source)}:{self.lines + line}: {why}")
         if self.rejects and batch.bad:
             with about(self.rejects.name):
                 self.rejects.writelines(record + b"\n" for *_, record in batch.bad)
                 self.rejects.flush()
-        self.bad_records += batch.tally.bad_records
         self.lines += batch.tally.lines
         load.add(batch)
         if self.bar is not None:
@@ -1617,8 +1615,7 @@ class Loader(Struct):
 
     def check(self, load: Load) -> None:
         """Raise LoadError if the bad records or the dates of a load refuse it."""
-        number = self.bad_records
-        self.bad_records = 0
+        number = load.tally.bad_records
         if number > MAX_REPORTED:
             say(f"and {number - MAX_REPORTED} more bad record{'s' * (number > MAX_REPORTED + 1)}")
         if number > self.max_bad_records:
