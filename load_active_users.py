@@ -1775,24 +1775,28 @@ class LiveLoader(Loader):
     refused_lines: int = 0  # of the interval whose bad records have ended it
 
     def load_arriving(self, sources: list[str]) -> None:
-        """Load what comes, every so many seconds. Raises LoadError."""
+        """Load what comes, every so many seconds. Raises LoadError, and says what is not stored."""
         for number in (*STOPS, signal.SIGHUP):
             if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, lambda number, _: self.stopped.append(number))
         due = time.monotonic() + self.every
-        for _ in self.taken(sources):
-            while not self.is_ending() and (time.monotonic() >= due or self.is_full()):
-                if self.waiting and time.monotonic() < due:
-                    time.sleep(POLL_SECONDS)
-                    continue
-                self.finish_interval()
-                self.commit_or_wait()
-                due = time.monotonic() + self.every
-            if self.failure:
-                break
-        self.finish_interval()
-        if self.waiting:
-            self.commit_at_last()
+        try:
+            for _ in self.taken(sources):
+                while not self.is_ending() and (time.monotonic() >= due or self.is_full()):
+                    if self.waiting and time.monotonic() < due:
+                        time.sleep(POLL_SECONDS)
+                        continue
+                    self.finish_interval()
+                    self.commit_or_wait()
+                    due = time.monotonic() + self.every
+                if self.failure:
+                    break
+            self.finish_interval()
+            if self.waiting:
+                self.commit_at_last()
+        except (LoadError, SystemExit):
+            self.say_lost(self.refused_lines + sum(load.tally.lines for load in self.waiting))
+            raise
         if self.failure:
             raise self.failure
 
@@ -1854,9 +1858,6 @@ class LiveLoader(Loader):
             if not self.is_told:
                 say(f"{error}; what was read waits, trying again every {self.every:g} s")
             self.is_told = True
-        except LoadError:
-            self.say_not_committed()
-            raise
 
     def commit_waiting(self, lock_timeout: float) -> None:
         """Commit the loads that wait, each in a transaction. Raises LoadError, Unavailable."""
@@ -1864,24 +1865,19 @@ class LiveLoader(Loader):
             self.commit(self.waiting[0], lock_timeout)
             self.waiting.pop(0).close()
 
-    def say_not_committed(self) -> None:
-        self.say_lost(self.refused_lines + sum(load.tally.lines for load in self.waiting))
-
     def commit_at_last(self) -> None:
         """Commit what is left when a live load ends; wait as long as any load does, or until one
-        more signal. Raises LoadError, and says what was not stored."""
+        more signal. Raises LoadError."""
         again = self.stopped
         handle_stops(lambda number, frame: stop(number, frame) if again else again.append(number))
         deadline = time.monotonic() + LOCK_SECONDS
-        while True:
+        while self.waiting:
             try:
-                return self.commit_waiting(max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
-            except (LoadError, SystemExit) as error:
-                if isinstance(error, Unavailable) and time.monotonic() < deadline:
-                    time.sleep(POLL_SECONDS)
-                    continue
-                self.say_not_committed()
-                raise
+                self.commit_waiting(max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
 
 
 # -- The report ------------------------------------------------------------------------------------
