@@ -1630,7 +1630,9 @@ class Loader(Struct):
     def commit(self, load: Load, lock_timeout: float = LOCK_SECONDS) -> None:
         """Commit a load in one transaction. Raises LoadError, Unavailable."""
         dates = parse_dates(self.dates, self.rule)
-        replaced = days_between(*dates) if self.replace else set()
+        first, last = (date.fromisoformat(end).toordinal() for end in dates)
+        days = range(first, last + 1) if self.replace else ()
+        replaced = {date.fromordinal(day).isoformat() for day in days}
         with transaction(self.target, not self.dry_run, lock_timeout) as db:
             upgrade = db.check(self.rule)  # again: others may have been here since it began
             if upgrade != [] and not self.dry_run:
@@ -1695,12 +1697,6 @@ def ascii_json(value: Any) -> str:
 
         text = json.dumps(value, separators=(",", ":"))
     return text
-
-
-def days_between(*ends: str) -> set[str]:
-    """The dates from the first to the last."""
-    first, last = (date.fromisoformat(end).toordinal() for end in ends)
-    return {date.fromordinal(number).isoformat() for number in range(first, last + 1)}
 
 
 @contextlib.contextmanager
