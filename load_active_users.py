@@ -852,18 +852,14 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
                 del buffer[: len(BOM)]
                 length -= len(BOM)
                 filled -= len(BOM)
-            check_format(bytes(buffer[: min(filled, SNIFFED_BYTES)]))
+            head = bytes(buffer[: min(filled, SNIFFED_BYTES)])
+            for magic, name in FORMATS.items():
+                if re.match(magic, head):
+                    raise Refused(f"is {name}")
         if length:
             yield buffer, length
             buffer[: filled - length] = buffer[length:filled]
         held = filled - length
-
-
-def check_format(head: bytes) -> None:
-    """Raise Refused for the first bytes of a file that is no newline-delimited JSON."""
-    for magic, name in FORMATS.items():
-        if re.match(magic, head):
-            raise Refused(f"is {name}")
 
 
 def line_start(stream: Any, offset: int) -> int:
