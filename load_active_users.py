@@ -1599,11 +1599,11 @@ class Loader(Struct):
         for number, (line, why, _) in enumerate(batch.bad, load.tally.bad_records):
             if number < MAX_REPORTED:
                 say(f"{redacted(part.source)}:{self.lines + line}: {why}")
+        self.lines += batch.tally.lines
         if self.rejects and batch.bad:
             with about(self.rejects.name):
                 self.rejects.writelines(record + b"\n" for *_, record in batch.bad)
                 self.rejects.flush()
-        self.lines += batch.tally.lines
         load.add(batch)
         if self.bar is not None:
             with contextlib.suppress(OSError):
@@ -1831,7 +1831,6 @@ class LiveLoader(Loader):
                                 break  # of a file, more can be read another time
         except LoadError as error:
             self.failure = error
-            self.lines += lines
             if lines:
                 self.say_lost(lines)
 
