@@ -886,6 +886,7 @@ POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes 
 PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
 SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
+Result = Callable[[], Iterable[Batch]]  # what waits for the batches of a range
 
 
 def expanded(events: Iterable[str]) -> list[str]:
@@ -929,12 +930,10 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
     return parts
 
 
-def in_order(
-    parts: Iterable[Range], submit: Callable[[Range], Callable[[], Iterable[Batch]]], ahead: int
-) -> Found:
+def in_order(parts: Iterable[Range], submit: Callable[[Range], Result], ahead: int) -> Found:
     """Yield ranges with their batches. submit begins a range and returns what waits for its
     batches; it is called a bounded number of ranges ahead."""
-    begun: deque[tuple[Range, Callable[[], Iterable[Batch]]]] = deque()
+    begun: deque[tuple[Range, Result]] = deque()
     for part in itertools.chain(parts, itertools.repeat(None, ahead)):
         if part:
             begun.append((part, submit(part)))
@@ -956,7 +955,7 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
         waiting = dict.fromkeys(connections, 0)  # ranges: all have as many, so that few fill a pipe
         assigned = dict.fromkeys(connections, 0)  # bytes to scan
 
-        def submit(part: Range) -> Callable[[], Iterator[Batch]]:
+        def submit(part: Range) -> Result:
             connection = min(connections, key=lambda one: (waiting[one], assigned[one]))
             waiting[connection] += 1
             assigned[connection] += part.work
@@ -1061,7 +1060,7 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
         check_cluster(client, name)
         client.upload_file(os.path.realpath(__file__))
 
-        def submit(part: Range) -> Callable[[], list[Batch]]:
+        def submit(part: Range) -> Result:
             future = client.submit(lambda: list(scan(part)), pure=False)
             return partial(cluster_result, client, future, name)
 
