@@ -464,6 +464,7 @@ BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are se
 SPLIT = 8  # of a block in which a line is unusual
 RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
 MAX_REPORTED = 20  # bad records of a load to report in full
+Buffer = bytes | bytearray
 Run = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
 
 
@@ -573,9 +574,7 @@ class Scanner(Struct):
                 self.scan_line(line.removesuffix(b"\n"), batch)
             start = after
 
-    def scan_quickly(
-        self, buffer: bytes | bytearray, start: int, stop: int, lines: int, batch: Batch
-    ) -> bool:
+    def scan_quickly(self, buffer: Buffer, start: int, stop: int, lines: int, batch: Batch) -> bool:
         """Whether all of some lines could be added to a batch at once."""
         # Every line is framed as an object if all that is between them is "}\n{", or with CRLF.
         is_crlf = buffer[stop - 1] == RETURN
@@ -621,7 +620,7 @@ class Scanner(Struct):
             if self.keep or len(batch.bad) < MAX_REPORTED:
                 batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
-    def has_escape(self, text: bytes | bytearray, start: int, stop: int, *escapes: bytes) -> bool:
+    def has_escape(self, text: Buffer, start: int, stop: int, *escapes: bytes) -> bool:
         """Whether a text has an escape that can spell the needle, or one of some others; most texts
         have no backslash at all."""
         escapes += self.rule.escapes
@@ -629,7 +628,7 @@ class Scanner(Struct):
             stringzilla.find(text, escape, start, stop) >= 0 for escape in escapes
         )
 
-    def events(self, buffer: bytes | bytearray, start: int, stop: int, lines: int) -> list[Event]:
+    def events(self, buffer: Buffer, start: int, stop: int, lines: int) -> list[Event]:
         """The events of the lines that hold the needle, or of all lines where most of them do.
         Raises ValueError or RecursionError if one is unusual in any way."""
         view = memoryview(buffer)
