@@ -201,7 +201,7 @@ def say(text: str) -> None:
 #    "user_pseudo_id": "0b13a7c0f0e4aa4b1cb7ac6c9a3e2a4d"}
 
 ENGAGEMENT_TIME = "engagement_time_msec"
-MAX_USER = 512  # bytes
+MAX_USER = 512  # bytes, which 128 characters never exceed
 JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -219,10 +219,7 @@ class Parameter(Struct, gc=False):
 
 
 class Event(Struct, gc=False):
-    """An event as it usually is: event_timestamp in microseconds UTC, integers also as strings.
-
-    A user_pseudo_id of at most 128 characters is surely one of at most 512 bytes.
-    """
+    """An event as it usually is: event_timestamp in microseconds UTC, integers also as strings."""
 
     event_name: str | None = None
     event_timestamp: int | str | None = None
@@ -274,12 +271,9 @@ Users = dict[str, list[str | None]]  # by date, of the active events; None or em
 
 
 class Rule:
-    """What makes a user active on a date.
-
-    Its terms: the time zone whose calendar the dates are of, the names of engagement events, the
-    minimum engagement time in milliseconds, the globs of valuable event parameters. Raises
-    ValueError for an unknown time zone.
-    """
+    """What makes a user active on a date, by its terms: the time zone of the dates, the names of
+    engagement events, the minimum engagement time in milliseconds, the globs of valuable event
+    parameters. Raises ValueError for an unknown time zone."""
 
     def __init__(self, *terms: Any) -> None:
         timezone, names, self.minimum_msec, globs = terms
@@ -374,8 +368,7 @@ class Rule:
         return len(times), found
 
     def date_throughout(self, stretch: int) -> str:
-        """The date of a whole stretch of time, by its number since 1970 UTC; empty if a midnight or
-        a change of the clocks is within it."""
+        """The date of a stretch of time; empty if a midnight or a change of the clocks is in it."""
         first = self.local_time(stretch * STRETCH)
         last = self.local_time(stretch * STRETCH + STRETCH - 1)
         same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
@@ -386,9 +379,8 @@ class Rule:
         return self.local_time(timestamp).date().isoformat()
 
     def local_time(self, timestamp: int) -> datetime:
-        """The time of a timestamp (microseconds UTC) in the rule's zone; before 1970 and
-        from 2037 on by the standard library's: python-dateutil 2.9 knows only what is between.
-        Raises BadRecord."""
+        """The time of a timestamp (microseconds UTC) in the rule's zone, by the standard library
+        outside of 1970 to 2036, all that python-dateutil 2.9 knows. Raises BadRecord."""
         try:
             is_usual = 0 <= timestamp < YEAR_2037
             zone = self.zone if is_usual else zone_info(self.terms[0])
@@ -434,8 +426,7 @@ def is_same_zone(name: str, other: str) -> bool:
 
 
 def parse_dates(text: str | None, rule: Rule) -> Dates:
-    """The dates FROM..TO, or a single one; 2000-01-01 and tomorrow for what is left out. Raises
-    ValueError."""
+    """The dates FROM..TO, or one; 2000-01-01, tomorrow for what is left out. Raises ValueError."""
     tomorrow = (datetime.now(rule.zone).date() + timedelta(1)).isoformat()
     first, separator, last = (text or "..").partition("..")
     ends = (first or FIRST_DATE, (last or tomorrow) if separator else first)
@@ -486,15 +477,11 @@ class Tally(Struct):
 
 
 class Batch(Struct):
-    """What was found in some successive lines of a range.
-
-    bad has the line from 1 in the batch, the reason, and the record where it is wanted. users are
-    made into runs when the batch is closed.
-    """
+    """What was found in some successive lines of a range."""
 
     tally: Tally = msgspec.field(default_factory=Tally)
-    bad: list[tuple[int, str, bytes]] = []
-    users: Users = {}
+    bad: list[tuple[int, str, bytes]] = []  # line of the batch, from 1; reason; record, if wanted
+    users: Users = {}  # until the batch is closed, which makes runs of them
     runs: list[Run] = []
 
     def add(self, engagement_events: int, users: Users) -> None:
@@ -522,13 +509,12 @@ class Batch(Struct):
 
 
 class Scanner(Struct):
-    """Turns a range into batches of what counts under a rule on some dates. With validate every
-    line is decoded; with keep every bad record is kept whole."""
+    """Turns a range into batches of what counts under a rule on some dates."""
 
     rule: Rule
     dates: Dates
-    validate: bool = False
-    keep: bool = False
+    validate: bool = False  # decode every line
+    keep: bool = False  # every bad record, and whole
     block_size: int = BLOCK
     is_dense: bool = False  # whether most lines were engagement events
 
@@ -621,10 +607,9 @@ class Scanner(Struct):
                 batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
     def has_escape(self, text: Buffer, start: int, stop: int, *escapes: bytes) -> bool:
-        """Whether a text has an escape that can spell the needle, or one of some others; most texts
-        have no backslash at all."""
+        """Whether a text has an escape that can spell the needle, or one of some others."""
         escapes += self.rule.escapes
-        return text.find(b"\\", start, stop) >= 0 and any(
+        return text.find(b"\\", start, stop) >= 0 and any(  # most have no backslash at all
             stringzilla.find(text, escape, start, stop) >= 0 for escape in escapes
         )
 
@@ -715,8 +700,7 @@ class Range(Struct, frozen=True):
 
 
 class Pipe(io.RawIOBase):
-    """A file that is read from beginning to end, whose first bytes can be looked at; tell() is what
-    was read."""
+    """A file read from beginning to end, whose head can be looked at; tell() is what was read."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -823,11 +807,9 @@ def decompressed(file: Any, head: bytes) -> Any:
 
 
 def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
-    """Yield the lines in some bytes of a stream as (buffer, length), some size bytes at a time.
-
-    Whole lines are in the first length bytes, until the next are asked for; only the last may lack
-    its newline. Raises Refused, at the start of a source for another format as well.
-    """
+    """Yield the lines in the next bytes (left) of a stream as (buffer, length), some size bytes at
+    a time: whole ones that stay until the next are asked for; only the last may lack its newline.
+    Raises Refused, at the start of a source for another format as well."""
     buffer = bytearray(size)
     held = 0
     is_bounded = left < MAX_SIZE
@@ -948,8 +930,7 @@ def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
 
 
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
-    """Like scan_in_turn, in several processes at once. Each has a pipe of its own, over which it is
-    sent its ranges; their batches are received when they have their turn."""
+    """Like scan_in_turn, in processes, each with a pipe of its own for its ranges and batches."""
     with about("scanning processes"), worker_processes(workers, scan) as connections:
         waiting = dict.fromkeys(connections, 0)  # ranges: all have as many, so that few fill a pipe
         assigned = dict.fromkeys(connections, 0)  # bytes to scan
@@ -1041,8 +1022,7 @@ def work(connection: Any, other_end: Any, scan: Scanner) -> None:
 
 
 def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
-    """Like scan_in_turn, on the workers of a Dask cluster, which see the same files. A worker that
-    is lost is made up for by the others."""
+    """Like scan_in_turn, on a Dask cluster, whose workers see the same files and may be lost."""
     import logging
 
     logging.disable()  # of lost connections it logs tracebacks
@@ -1184,15 +1164,14 @@ SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
 
 
 class DateCount(Struct):
-    """What became of a date: its active users as they now stand in the table, how many of them
-    this load added, removed, held, and left out because the date is final."""
+    """What became of a date, and of the users that this load has on it."""
 
     date: str
-    active_user_count: int
+    active_user_count: int  # as it now stands in the table
     added: int = 0
     removed: int = 0
-    loaded: int = 0
-    left_out: int = 0
+    loaded: int = 0  # new or not
+    left_out: int = 0  # because the date is final
 
 
 def schema() -> str:
@@ -1205,8 +1184,7 @@ def schema() -> str:
 
 
 class Database:
-    """A transaction with a database, in the words that SQLite and PostgreSQL share: ? stands for a
-    parameter."""
+    """A transaction with a database, in words that SQLite and PostgreSQL share; ?: a parameter."""
 
     connection: Any
     execute: Any  # a statement, with the values of its parameters
@@ -1228,8 +1206,7 @@ class Database:
             raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
     def known(self, day: str, users: list[str], overlaps: bool) -> list[str]:
-        """The users among some that are stored for a date. If the load is like what is stored, it
-        may hold others as well."""
+        """The users among some that are stored for a date; with overlaps maybe others as well."""
         if overlaps and self.BETWEEN:  # PostgreSQL may sort texts in another order
             row = self.execute(self.BETWEEN, day, users[0], users[-1]).fetchone()
         else:
@@ -1299,8 +1276,7 @@ class Database:
         return upgrade
 
     def counts(self, condition: str = "", *values: str) -> dict[str, int]:
-        """The counts of active_user_table by date. Raises Refused if somebody has put something
-        else there."""
+        """The counts of active_user_table by date. Raises Refused if something else is there."""
         query = f"SELECT date, active_user_count FROM active_user_table {condition} ORDER BY date"
         rows = self.execute(query, *values).fetchall()
         for day, count in rows:
@@ -1321,8 +1297,7 @@ class Database:
         self.execute(f"{insert} ON CONFLICT ({key}) DO UPDATE SET {update}", *row.values())
 
     def merge(self, day: str, load: Load, kept: int, write: bool) -> tuple[int, int]:
-        """Add the users that a load has on a date to those that are kept; return how many it has,
-        and how many of them are new."""
+        """Add a load's users on a date to those kept; return how many it has, how many are new."""
         held = added = 0
         for users in load.users(day):
             held += len(users)
@@ -1337,8 +1312,7 @@ class Database:
     def store(
         self, day: str, load: Load, is_replaced: bool, is_empty: bool, write: bool
     ) -> DateCount:
-        """Store the users that a load has on a date: add them to those that are kept, or put them
-        in their place."""
+        """Store the users that a load has on a date, with those that are kept or in their place."""
         kept = 0
         counted = None
         if not is_empty:
@@ -1501,8 +1475,7 @@ def is_postgres(target: str) -> bool:
 def transaction(
     target: str, write: bool = False, lock_timeout: float = LOCK_SECONDS
 ) -> Iterator[Sqlite | Postgres]:
-    """A transaction with a database, committed at the end, and rolled back at any error. Raises
-    LoadError, Unavailable."""
+    """A transaction, committed at the end, rolled back at any error. Raises LoadError."""
     with about(target):
         connect = Postgres if is_postgres(target) else Sqlite
         with contextlib.closing(connect(target, lock_timeout)) as db:
@@ -1589,8 +1562,7 @@ class Loader(Struct):
         return Scanner(self.rule, (first, last), self.validate, self.rejects is not None)
 
     def take(self, load: Load, part: Range, batch: Batch) -> None:
-        """Add a batch to a load, and its bad records to the rejects; tell of the first of them.
-        Raises LoadError."""
+        """Add a batch to a load, bad records to the rejects; say the first. Raises LoadError."""
         if part is not self.part and part.start == 0:
             self.lines = 0
         self.part = part
@@ -1751,11 +1723,8 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
 
 
 class LiveLoader(Loader):
-    """Loads what comes through pipes, until their end or a signal.
-
-    As long as the database is locked, full or restarting, what was read is kept, and no more is
-    read than a bound.
-    """
+    """Loads what comes through pipes, until their end or a signal. While the database is locked,
+    full or restarting, what was read is kept, and no more is read than a bound."""
 
     load: Load = msgspec.field(default_factory=Load)  # of this interval
     waiting: list[Load] = []  # those of earlier intervals that are not committed yet
@@ -1838,8 +1807,7 @@ class LiveLoader(Loader):
         say(f"not stored: the last lines that were read ({lines}), up to {last}")
 
     def commit_or_wait(self) -> None:
-        """Commit what waits; while the database is unavailable keep it, and say so the first
-        time."""
+        """Commit what waits, or keep it while the database is unavailable, and say so once."""
         try:
             self.commit_waiting(LIVE_LOCK_SECONDS)
             self.is_told = False
@@ -1897,8 +1865,7 @@ def as_csv(report: Report) -> str:
 
 
 def as_table(report: Report) -> str:
-    """A line per date, with a bar whose end is what was added, and what became of the lines, as
-    wide as the terminal."""
+    """A line per date, with a bar whose end is what was added, and what became of the lines."""
     import shutil
 
     width = shutil.get_terminal_size().columns
@@ -1962,8 +1929,7 @@ NAN = float("nan")
 
 
 def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> bytes:
-    """Draw rows of active_user_table, by date. The same rows give the same bytes. suffix is one of
-    PICTURES."""
+    """Draw rows of active_user_table, as one of PICTURES. The same rows give the same bytes."""
     file = io.BytesIO()
     drawn(rows, terms).savefig(file, format=suffix[1:], metadata=PICTURES[suffix])
     return file.getvalue()
@@ -2227,8 +2193,7 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
 
 @contextlib.contextmanager
 def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Iterator[Any]:
-    """A bar on standard error, in bytes; None if it is not wanted, or if that is left open and
-    standard error is not a terminal."""
+    """A bar on standard error, in bytes, or None; if that is left open, a bar on a terminal."""
     is_terminal = sys.stderr.isatty()
     if not (is_terminal if is_wanted is None else is_wanted):
         yield None
