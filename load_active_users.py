@@ -971,25 +971,23 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
 
     # A fork starts at once and shares what is imported; beyond Linux it is unsafe.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    connections: list[Any] = []
-    processes: list[Any] = []
+    processes: dict[Any, Any] = {}  # by the connection to each
     try:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
         try:
             for _ in range(number):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=work, args=(theirs, ours, scan), daemon=True)
-                connections.append(ours)
                 process.start()
-                processes.append(process)
+                processes[ours] = process
                 theirs.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        yield connections
+        yield list(processes)
     finally:
-        for process in processes:
+        for process in processes.values():
             process.kill()
-        for process in processes:
+        for process in processes.values():
             process.join()
 
 
