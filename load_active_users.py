@@ -298,15 +298,15 @@ class Rule:
         is_valuable = key is not None and any(fnmatchcase(key, glob) for glob in self.terms[3])
         return VALUABLE * is_valuable + HAS_TIME * (key == ENGAGEMENT_TIME)
 
-    def evaluate(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
-        """The date and the user of an engagement event, and whether that is active; None of another
-        event. Raises BadRecord."""
+    def evaluate(self, event: dict[str, Any]) -> tuple[int, Users]:
+        """The number of engagement events, 1 or 0, and its user if it is active: this says what an
+        event means. Raises BadRecord."""
         if not self.has_any_name and event.get("event_name") not in self.names:
-            return None
+            return 0, {}
         parameters = list(enumerate(field(event, "event_params", list) or ()))
         keys = [field(item, "key", str, f"event_params[{index}].") for index, item in parameters]
         if self.needs_time and ENGAGEMENT_TIME not in keys:
-            return None
+            return 0, {}
         msecs = []
         for index, item in parameters:
             value = field(item, "value", dict, f"event_params[{index}].") or {}
@@ -319,7 +319,8 @@ class Rule:
             raise BadRecord("user_pseudo_id has a NUL character")
         day = self.date_at(integer(event.get("event_timestamp"), "event_timestamp"))
         is_engaged = any(msec >= self.minimum_msec for msec in msecs)
-        return day, user, is_engaged and any(self.role_of(key) & VALUABLE for key in keys)
+        is_active = is_engaged and any(self.role_of(key) & VALUABLE for key in keys)
+        return 1, {day: [user]} if is_active else {}
 
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
         """The number of engagement events among some events, and the users of the active ones: what
@@ -597,10 +598,7 @@ class Scanner(Struct):
                 or stringzilla.find(record, self.rule.needle) >= 0
                 or self.has_escape(record, 0, len(record))
             ):
-                found = self.rule.evaluate(decoded(record))
-                if found:
-                    day, user, is_active = found
-                    batch.add(1, {day: [user]} if is_active else {})
+                batch.add(*self.rule.evaluate(decoded(record)))
         except BadRecord as error:
             batch.tally.bad_records += 1
             if self.keep or len(batch.bad) < MAX_REPORTED:

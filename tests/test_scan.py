@@ -21,6 +21,7 @@ from load_active_users import (
     Refused,
     Rule,
     Scanner,
+    Users,
     blocks,
     ranges,
     rule_of,
@@ -424,7 +425,7 @@ class CountingRule(Rule):
 
     plain = 0
 
-    def evaluate(self, event: dict[str, Any]) -> tuple[str, str | None, bool] | None:
+    def evaluate(self, event: dict[str, Any]) -> tuple[int, Users]:
         self.plain += 1
         return super().evaluate(event)
 
