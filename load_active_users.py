@@ -1305,9 +1305,7 @@ class Database:
                 self.execute(self.INSERT, day, to_json(users))
         return held, added
 
-    def store(
-        self, day: str, load: Load, is_replaced: bool, is_empty: bool, write: bool
-    ) -> DateCount:
+    def store(self, day: str, load: Load, replace: bool, is_empty: bool, write: bool) -> DateCount:
         """Store the users that a load has on a date, with those that are kept or in their place."""
         kept = 0
         counted = None
@@ -1318,7 +1316,7 @@ class Database:
         if write and counted is None:
             self.upsert("active_user_table", {"date": day, "active_user_count": 0})
             counted = 0  # before its users, which somebody's foreign key may need
-        if is_replaced:
+        if replace:
             held, added = self.merge(day, load, kept, write=False)
             count = DateCount(day, held, added, kept - (held - added), held)
             if write and (count.added or count.removed):
