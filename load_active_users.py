@@ -1480,15 +1480,11 @@ def transaction(
 
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
     """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
-    with about(target):
-        try:
-            if not is_postgres(target):
-                os.stat(target)
-        except FileNotFoundError:
-            raise Refused("there is no such database; load events into it first") from None
     with transaction(target) as db:
         upgrade = db.upgrade()
         if upgrade is None:
+            if not (is_postgres(target) or os.path.exists(target)):
+                raise Refused("there is no such database; load events into it first")
             return [], None
         counts = list(db.counts().items())
         try:
