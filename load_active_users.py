@@ -1100,11 +1100,10 @@ class Load:
         """Move the runs in memory to the temporary database. Raises LoadError."""
         with about("temporary files (TMPDIR)"):
             if self.spilled is None:
-                self.spilled = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+                self.spilled = sqlite3.connect("", check_same_thread=False)
                 self.spilled.execute("PRAGMA journal_mode = OFF")
                 self.spilled.execute("CREATE TABLE run (date TEXT, first TEXT, users TEXT)")
                 self.spilled.execute("CREATE INDEX run_order ON run (date, first)")
-                self.spilled.execute("BEGIN")
             rows = ((day, *run) for day, some in self.runs.items() for run in some)
             self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", rows)
         self.runs = {}
