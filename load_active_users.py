@@ -750,8 +750,7 @@ def opened_source(source: str) -> Iterator[tuple[Any, bytes | None, str]]:
         tokens = map(system.info(path).get, ("ETag", "etag", "ino", "LastModified", "mtime"))
         version = next(filter(None, tokens), None)
     else:
-        name = 0 if source == "-" else source
-        opening = open(name, "rb", buffering=0, closefd=source != "-")
+        opening = open(0 if source == "-" else source, "rb", buffering=0, closefd=source != "-")
         os.set_blocking(opening.fileno(), True)  # whatever who started us has set
         version = os.fstat(opening.fileno()).st_ino
         in_ranges = source != "-" and opening.seekable()
@@ -1962,8 +1961,7 @@ def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
     days with its count, from then on with the 7-day average."""
     from matplotlib import dates, ticker
 
-    first = days[0]
-    last = days[-1]
+    first, last = days[0], days[-1]
     span = last - first + 1
     half = 0.4 if span <= 100 else 0.5
     edges = [edge for day in days for edge in (day - half, day + half)]
