@@ -936,29 +936,24 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
             connection = min(connections, key=lambda one: (waiting[one], assigned[one]))
             waiting[connection] += 1
             assigned[connection] += part.work
-            with contextlib.suppress(OSError):  # received tells
+            with contextlib.suppress(OSError):  # result tells
                 connection.send(part)
             return partial(result, connection)
 
         def result(connection: Any) -> Iterator[Batch]:
-            yield from received(connection)
+            is_last = False
+            while not is_last:
+                try:
+                    batches, is_last = connection.recv()
+                except (EOFError, OSError):
+                    what = "a scanning process was killed (out of memory?); try fewer --workers"
+                    raise LoadError(what) from None
+                if isinstance(batches, LoadError):
+                    raise batches
+                yield from batches
             waiting[connection] -= 1
 
         yield from in_order(parts, submit, PER_WORKER * workers)
-
-
-def received(connection: Any) -> Iterator[Batch]:
-    """Yield the batches of the range that a process was sent first. Raises LoadError."""
-    is_last = False
-    while not is_last:
-        try:
-            batches, is_last = connection.recv()
-        except (EOFError, OSError):
-            what = "a scanning process was killed (out of memory?); try fewer --workers"
-            raise LoadError(what) from None
-        if isinstance(batches, LoadError):
-            raise batches
-        yield from batches
 
 
 @contextlib.contextmanager
