@@ -1030,8 +1030,18 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
         client.upload_file(os.path.realpath(__file__))
 
         def submit(part: Range) -> Result:
-            future = client.submit(lambda: list(scan(part)), pure=False)
-            return partial(cluster_result, client, future, name)
+            return partial(result, client.submit(lambda: list(scan(part)), pure=False))
+
+        def result(future: Any) -> Any:
+            while True:
+                try:
+                    return future.result(timeout=10)
+                except TimeoutError:
+                    if not client.nthreads():
+                        what = "has no workers any more; start some and load again"
+                        raise Refused(what) from None
+                except LoadError as error:
+                    raise LoadError(f"{error} (on a worker of {name})") from None
 
         yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
 
@@ -1048,18 +1058,6 @@ def check_cluster(client: Any, name: str) -> None:
             if theirs.split(".")[:2] != ours.split(".")[:2]:
                 found = f"the worker {worker} has {package} {theirs}, where {ours} is used here"
                 raise Refused(f"{found}; install the same requirements.txt")
-
-
-def cluster_result(client: Any, future: Any, name: str) -> Any:
-    """What a worker of a cluster has found. Raises LoadError, also if all workers are gone."""
-    while True:
-        try:
-            return future.result(timeout=10)
-        except TimeoutError:
-            if not client.nthreads():
-                raise Refused("has no workers any more; start some and load again") from None
-        except LoadError as error:
-            raise LoadError(f"{error} (on a worker of {name})") from None
 
 
 # -- A load ----------------------------------------------------------------------------------------
