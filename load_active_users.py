@@ -1186,12 +1186,6 @@ class Database:
             sql = re.sub(pattern, spelling, sql)
         return sql
 
-    def check_writable(self) -> None:
-        """Raise Refused if the tables can't be written, as far as that can be known."""
-        row = self.execute(self.FORBIDDEN).fetchone()
-        if row:
-            raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
-
     def known(self, day: str, users: list[str], overlaps: bool) -> list[str]:
         """The users among some that are stored for a date; with overlaps maybe others as well."""
         if overlaps and self.BETWEEN:  # PostgreSQL may sort texts in another order
@@ -2130,7 +2124,9 @@ def check_database(target: str, rule: Rule, dry_run: bool) -> None:
     """Raise LoadError where a load is going to be refused, before the events are read."""
     with transaction(target) as db:
         if db.check(rule) is not None and not dry_run:
-            db.check_writable()
+            row = db.execute(db.FORBIDDEN).fetchone()
+            if row:
+                raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
 
 # -- The command -----------------------------------------------------------------------------------
