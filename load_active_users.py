@@ -369,7 +369,8 @@ class Rule:
         return len(times), found
 
     def date_throughout(self, stretch: int) -> str:
-        """The date of a stretch of time; empty if a midnight or a change of the clocks is in it."""
+        """The date of a stretch, by its number since 1970 UTC; empty if a midnight or a change of
+        the clocks is within it."""
         first = self.local_time(stretch * STRETCH)
         last = self.local_time(stretch * STRETCH + STRETCH - 1)
         same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
@@ -1948,7 +1949,8 @@ def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
     days with its count, from then on with the 7-day average."""
     from matplotlib import dates, ticker
 
-    first, last = days[0], days[-1]
+    first = days[0]
+    last = days[-1]
     span = last - first + 1
     half = 0.4 if span <= 100 else 0.5
     edges = [edge for day in days for edge in (day - half, day + half)]
