@@ -636,12 +636,13 @@ class Scanner(Struct):
 def decoded(record: bytes) -> Any:
     """A JSON object, of whose fields given twice the last one counts. Raises BadRecord."""
     import json
+    from decimal import Decimal
 
     try:
         text = str(record, "utf-8")
         any_object.decode(text)  # is stricter than json
-        # Python converts fewer digits than 4301; what is not finite is no integer of ours.
-        return json.loads(text, parse_int=lambda n: int(n) if len(n) < 4300 else float(n))
+        # Python converts fewer digits than 4301, and no field of ours may be a Decimal.
+        return json.loads(text, parse_int=lambda n: int(n) if len(n) < 4300 else Decimal(n))
     except UnicodeDecodeError as error:
         raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
