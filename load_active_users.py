@@ -105,14 +105,17 @@ PLAIN = ("sqlite3", "psycopg", __name__)  # whose messages need no name of a cla
 def redacted(name: str) -> str:
     """A source or database fit to be shown: of each URL in it no user, password, query, fragment,
     and nothing that may belong to a password."""
-    parts = []
-    for part in name.split("::"):
-        scheme, separator, rest = part.partition("://")
-        place, *query = re.split(r"[?#]", rest, maxsplit=1)
+    if "://" not in name:
+        return name
+    head = re.split(r"[?#]", name, maxsplit=1)[0]
+    shown = []
+    for url in re.split(r"(?=::[A-Za-z][\w+.-]*://)", head):  # but not in an IPv6 address
+        scheme, separator, place = url.partition("://")
         if re.match("[^/]*[:@]", place):
-            place = "..." if "@" in "".join(query) else place.rpartition("@")[2]
-        parts.append(f"{scheme}://{place}" if separator else part)
-    return "::".join(parts)
+            is_cut = "@" in name.partition(place)[2]
+            place = "..." if is_cut else place.rpartition("@")[2]
+        shown.append(f"{scheme}{separator}{place}")
+    return "".join(shown)
 
 
 def without_secrets(text: str) -> str:
@@ -202,6 +205,7 @@ def say(text: str) -> None:
 
 ENGAGEMENT_TIME = "engagement_time_msec"
 MAX_USER = 512  # bytes, which 128 characters never exceed
+MAX_KEY = 128  # characters of keys to remember; Google's have up to 40
 JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -214,7 +218,7 @@ class ParameterValue(Struct, gc=False):
 class Parameter(Struct, gc=False):
     """An element of event_params."""
 
-    key: str | None = None
+    key: Annotated[str, Meta(max_length=MAX_KEY)] | None = None
     value: ParameterValue | None = None
 
 
@@ -319,7 +323,7 @@ class Rule:
             raise BadRecord("user_pseudo_id has a NUL character")
         day = self.date_at(integer(event.get("event_timestamp"), "event_timestamp"))
         is_engaged = any(msec >= self.minimum_msec for msec in msecs)
-        is_active = is_engaged and any(self.role_of(key) & VALUABLE for key in keys)
+        is_active = is_engaged and any(self.role(key) & VALUABLE for key in keys)
         return 1, {day: [user]} if is_active else {}
 
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
@@ -745,12 +749,13 @@ def opened_source(source: str) -> Iterator[tuple[Any, bytes | None, str]]:
     changes when another file takes its place."""
     if "://" in source:
         system, path = file_system(source)
-        in_ranges = system.info(path).get("partial", "http" not in system.protocol)
+        system.invalidate_cache()
+        info = system.info(path)
+        tokens = map(info.get, ("ETag", "etag", "ino", "LastModified", "mtime"))
+        version = next(filter(None, tokens), None)
+        in_ranges = info.get("partial", "http" not in system.protocol)
         ahead = READAHEAD_BYTES if in_ranges else 0  # 0: as a stream
         opening = system.open(path, "rb", block_size=ahead, cache_type="readahead")
-        system.invalidate_cache()
-        tokens = map(system.info(path).get, ("ETag", "etag", "ino", "LastModified", "mtime"))
-        version = next(filter(None, tokens), None)
     else:
         opening = open(0 if source == "-" else source, "rb", buffering=0, closefd=source != "-")
         os.set_blocking(opening.fileno(), True)  # whatever who started us has set
@@ -1079,6 +1084,7 @@ class Load:
         self.size = 0  # bytes in memory, about
         self.users_on: dict[str, int] = {}  # by date at most: one may be in several runs
         self.spilled: sqlite3.Connection | None = None
+        self.is_whole = True  # unless that could not be written
 
     def add(self, batch: Batch) -> None:
         """Add a batch. Raises LoadError if the temporary database can't be written."""
@@ -1092,6 +1098,7 @@ class Load:
 
     def spill(self) -> None:
         """Move the runs in memory to the temporary database. Raises LoadError."""
+        self.is_whole = False
         with about("temporary files (TMPDIR)"):
             if self.spilled is None:
                 self.spilled = sqlite3.connect("", check_same_thread=False)
@@ -1100,6 +1107,7 @@ class Load:
                 self.spilled.execute("CREATE INDEX run_order ON run (date, first)")
             rows = ((day, *run) for day, some in self.runs.items() for run in some)
             self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", rows)
+        self.is_whole = True
         self.runs = {}
         self.size = 0
 
@@ -1191,9 +1199,12 @@ class Database:
     def known(self, day: str, users: list[str], overlaps: bool) -> list[str]:
         """The users among some that are stored for a date; with overlaps maybe others as well."""
         if overlaps and self.BETWEEN:  # PostgreSQL may sort texts in another order
-            row = self.execute(self.BETWEEN, day, users[0], users[-1]).fetchone()
-        else:
-            row = self.execute(self.KNOWN, to_json(users), day).fetchone()
+            most = 4 * len(users)
+            row = self.execute(self.BETWEEN, day, users[0], users[-1], most).fetchone()
+            found = to_users(row[0])
+            if len(found) < most:
+                return found
+        row = self.execute(self.KNOWN, to_json(users), day).fetchone()
         return to_users(row[0])
 
     def close(self) -> None:
@@ -1213,7 +1224,8 @@ class Database:
         if not present:
             row = self.execute(self.ELSEWHERE).fetchone()
             if row:
-                raise Refused(f"its tables are in schema {row[0]}, which search_path leaves out")
+                what = "which search_path leaves out, or the role may not use"
+                raise Refused(f"its tables are in schema {row[0]}, {what}")
             return None
         statements = []
         what = "is not one of load_active_users.py; choose another --db"
@@ -1285,7 +1297,7 @@ class Database:
         for users in load.users(day):
             held += len(users)
             if kept:
-                known = self.known(day, users, kept <= 4 * load.users_on[day])
+                known = self.known(day, users, kept <= 2 * load.users_on[day])
                 users = [] if known == users else sorted(set(users).difference(known))
             added += len(users)
             if users and write:
@@ -1341,8 +1353,8 @@ class Sqlite(Database):
         SELECT ?, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
     KNOWN = """SELECT json_group_array(value) FROM json_each(?) WHERE EXISTS (
         SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
-    BETWEEN = """SELECT json_group_array(user_pseudo_id) FROM active_user
-        WHERE date = ? AND user_pseudo_id BETWEEN ? AND ?"""
+    BETWEEN = """SELECT json_group_array(user_pseudo_id) FROM (SELECT user_pseudo_id
+        FROM active_user WHERE date = ? AND user_pseudo_id BETWEEN ? AND ? LIMIT ?)"""
     COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
         FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
     VERSION = "PRAGMA user_version"
@@ -1708,7 +1720,8 @@ class LiveLoader(Loader):
     is_told: bool = False  # that they wait for the database
     stopped: list[int] = []  # the signals that have come
     failure: LoadError | None = None  # what else has ended it
-    refused_lines: int = 0  # of the interval whose bad records have ended it
+    lost_lines: int = 0  # that were read, and are in no load any more
+    refused_lines: int = 0  # of them, those that failure tells of
 
     def load_arriving(self, sources: list[str]) -> None:
         """Load what comes, every so many seconds. Raises LoadError, and says what is not stored."""
@@ -1730,11 +1743,12 @@ class LiveLoader(Loader):
             self.finish_interval()
             if self.waiting:
                 self.commit_at_last()
-        except (LoadError, SystemExit):
-            self.say_lost(self.refused_lines + sum(load.tally.lines for load in self.waiting))
+            if self.failure:
+                raise self.failure
+        except (LoadError, SystemExit) as error:
+            lost = self.lost_lines + sum(load.tally.lines for load in self.waiting)
+            self.say_lost(lost - self.refused_lines * (error is self.failure))
             raise
-        if self.failure:
-            raise self.failure
 
     def is_ending(self) -> bool:
         return bool(self.stopped or self.failure)
@@ -1751,8 +1765,10 @@ class LiveLoader(Loader):
             if load.tally.lines:
                 self.waiting.append(load)
         except LoadError as error:
-            self.failure = self.failure or error
-            self.refused_lines = load.tally.lines
+            self.lost_lines += load.tally.lines
+            if not self.failure:
+                self.failure = error
+                self.refused_lines = load.tally.lines
             load.close()
 
     def taken(self, sources: list[str]) -> Iterator[None]:
@@ -1775,13 +1791,16 @@ class LiveLoader(Loader):
                                 break  # of a file, more can be read another time
         except LoadError as error:
             self.failure = error
-            if lines:
-                self.say_lost(lines)
+            self.lost_lines += lines
+            if not self.load.is_whole:
+                self.lost_lines = self.load.tally.lines
+                self.load = Load()
 
     def say_lost(self, lines: int) -> None:
         """Say which lines were read, and are not stored."""
-        last = f"{redacted(self.part.source)}:{self.lines}" if self.part else ""
-        say(f"not stored: the last lines that were read ({lines}), up to {last}")
+        if lines and self.part:
+            last = f"{redacted(self.part.source)}:{self.lines}"
+            say(f"not stored: the last lines that were read ({lines}), up to {last}")
 
     def commit_or_wait(self) -> None:
         """Commit what waits, or keep it while the database is unavailable, and say so once."""
@@ -1923,6 +1942,7 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
         import matplotlib
         from matplotlib.figure import Figure
 
+    matplotlib.rcdefaults()  # there may be a /matplotlibrc
     matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
     figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

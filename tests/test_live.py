@@ -316,6 +316,21 @@ def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
     assert pipe.users() == ["a"]
 
 
+def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(loader: Loader) -> None:
+    """Neither is passed over in silence."""
+    loader.file(b"[{}]", "array.json")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "-", "array.json"))
+    pipe.write(lines(event("a"), event("b"), b"bad"))
+    assert pipe.end() == (
+        1,
+        "",
+        f"-:3: {NO_OBJECT}\n"
+        "not stored: the last lines that were read (3), up to -:3\n"
+        "Error: array.json:1: is a JSON array; make it one event per line: jq -c '.[]'\n",
+    )
+    assert not loader.db.exists()
+
+
 def test_a_directory_is_no_pipe(loader: Loader) -> None:
     said = loader.refuse("-q", "--commit-every", 1000, loader.directory)
     assert said == f"Error: {loader.directory}: is a directory; name the files in it\n"

@@ -1281,6 +1281,16 @@ def test_a_temporary_directory_that_is_full(loader: Loader, disk: Path) -> None:
             b"",
             f"Error: temporary files (TMPDIR): {FULL_DISK}\n",
         )
+    # A live load, of which nothing can be kept either.
+    first = loader.file(lines(event()), "first")
+    done = loader.run("--commit-every", 999, first, name, env={"TMPDIR": str(disk)})
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (
+        1,
+        b"",
+        f"not stored: the last lines that were read (50001), up to {name}:50000\n"
+        f"Error: temporary files (TMPDIR): {FULL_DISK}\n",
+    )
+    assert not loader.db.exists()
 
 
 @AS_ROOT
@@ -1403,6 +1413,24 @@ def test_a_bomb_of_many_lines(loader: Loader, line: bytes) -> None:
     status, output, megabytes = peak_memory(loader, *options, bomb)
     assert (status, json.loads(output.splitlines()[-1])["lines"]) == (0, count)
     assert megabytes < 150
+
+
+def test_long_keys_are_not_remembered(loader: Loader) -> None:
+    rows = (lines(event(key=f"{number:040000}")) for number in range(3000))
+    name = loader.file(b"".join(map(gzip.compress, rows)))
+    status, output, megabytes = peak_memory(loader, "--format", "json", name)
+    assert (status, json.loads(output)["engagement_events"]) == (0, 3000)
+    assert megabytes < 100
+
+
+def test_users_among_very_many_others_are_found_in_bounded_memory(loader: Loader) -> None:
+    """Those that are stored between two users may be any number."""
+    loader.load("-", input=lines(*(event(f"m{number}") for number in range(100))))
+    with load_active_users.transaction(str(loader.db)) as db:
+        for users, known in ((["a", "z"], []), (["a", "m7", "z"], ["m7"])):
+            assert db.known("2019-12-30", users, overlaps=True) == known
+        between = db.known("2019-12-30", ["m8", "m87", "m88"], overlaps=True)
+        assert between == ["m8", *(f"m8{digit}" for digit in range(9))]
 
 
 def test_many_users_are_staged_in_bounded_memory(loader: Loader) -> None:

@@ -187,7 +187,26 @@ def test_what_a_web_server_answers(loader: Loader, web: str, status: int, reason
 
 # -- Secrets
 
-SEPARATORS = ["", "/", "#", "?", "[", "]", "@", ":", "%", "%2F", " ", "&", "=", "'", '"', "\\"]
+SEPARATORS = [
+    "",
+    "::",
+    "::x://",
+    "/",
+    "#",
+    "?",
+    "[",
+    "]",
+    "@",
+    ":",
+    "%",
+    "%2F",
+    " ",
+    "&",
+    "=",
+    "'",
+    '"',
+    "\\",
+]
 SCHEMES = ["http", "https", "HTTP", "s3", "ftp", "hdfs", "dask", "foo", "simplecache::http"]
 CHAINS = ["zip://x.json::http", "zip://d/x.json::http", "blockcache::http", "zip://*.json::http"]
 SHOWING = """
@@ -214,6 +233,8 @@ def test_no_password_and_no_signature_of_a_source_is_shown(loader: Loader) -> No
             urls.append(f"{scheme}://{user}@127.0.0.1:1/x.json?X-Goog-Signature=S3CRT")
         urls.append(f"{scheme}://127.0.0.1:1/x.json?X-Goog-Signature=S3CRT&a=S3CRT@b")
         urls.append(f"{scheme}://S3CRT@127.0.0.1:1/x.json#S3CRT")
+        urls.append(f"{scheme}://[::1]:1/x.json?sig=S3CRT")
+        urls.append(f"{scheme}://127.0.0.1:1/x.json?role=arn:aws:iam::1:S3CRT&sig=S3CRT")
     done = subprocess.run(
         [sys.executable, "-c", SHOWING],
         input="\n".join(urls),
@@ -314,6 +335,7 @@ SERVERS = [  # that are PostgreSQL's, and how they are shown
     ("postgresql://127.0.0.1:1/a?user=x&password=S3CRT", "postgresql://127.0.0.1:1/a"),
     ("postgresql:///a?host=127.0.0.1&port=1&password=S3CRT", "postgresql:///a"),
     ("postgresql://127.0.0.1:1/a?password=S3CRT&passfile=/none/x", "postgresql://127.0.0.1:1/a"),
+    ("postgresql://127.0.0.1:1/a?application_name=a::S3CRT", "postgresql://127.0.0.1:1/a"),
     ("postgresql://127.0.0.1:1/a?options=-c%20work_mem%3D1MB", "postgresql://127.0.0.1:1/a"),
 ]
 
