@@ -239,8 +239,8 @@ def test_progress_on_a_terminal(loader: Loader, large: Path, workers: int) -> No
 
 
 def test_progress_of_compressed_files(loader: Loader) -> None:
-    """In bytes of the files as they are."""
-    name = loader.file(gzip.compress(SAMPLE.read_bytes(), 1) * 10, "large.gz")
+    """In bytes of the files as they are, of which each has three batches."""
+    name = loader.file(gzip.compress(SAMPLE.read_bytes(), 1) * 30, "large.gz")
     size = os.path.getsize(loader.directory / name) * 3
     status, _, err = on_a_terminal(loader, "-q", *[name] * 3)
     bars = [re.fullmatch(BAR.format(r"([\d.]+)"), line) for line in screen(err)]
@@ -248,6 +248,7 @@ def test_progress_of_compressed_files(loader: Loader) -> None:
     assert None not in bars, screen(err)
     assert bars[-1] and bars[-1][2] == "100"
     assert [float(bar[3]) for bar in bars if bar] == pytest.approx([size / 1e6] * len(bars), 0.01)
+    assert loader.query("SELECT bytes FROM load_log") == [(size,)]
 
 
 def test_progress_of_a_pipe(loader: Loader, large: Path) -> None:

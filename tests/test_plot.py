@@ -70,10 +70,10 @@ class Drawn:
         return [(left, right, height) for left, right, height in bars if height == height]
 
     def gaps(self) -> list[tuple[float, float]]:
-        """The left and right edge of each stretch of grey, which is as high as the picture."""
+        """The left and right edge of each stretch of grey: as high as the picture, frameless."""
         spans = [patch for patch in self.axes.patches if isinstance(patch, Rectangle)]
-        heights = [(span.get_y(), span.get_height()) for span in spans]
-        assert heights == [(0, 1)] * len(spans)
+        frames = [(span.get_y(), span.get_height(), span.get_linewidth()) for span in spans]
+        assert frames == [(0, 1, 0)] * len(spans)
         return [(span.get_x(), span.get_x() + span.get_width()) for span in spans]
 
     def line(self) -> dict[float, float]:
