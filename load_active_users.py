@@ -1755,7 +1755,8 @@ class LiveLoader(Loader):
 
     def is_full(self) -> bool:
         """Whether as many users wait for a commit as are to be held."""
-        return sum(load.size + 256 for load in (self.load, *self.waiting)) > LIVE_BYTES
+        size = sum(load.size + 256 for load in (self.load, *self.waiting))
+        return size > LIVE_BYTES or self.load.spilled is not None
 
     def finish_interval(self) -> None:
         """Let the load of an interval wait for its commit, unless its bad records refuse it."""

@@ -108,12 +108,12 @@ Start = Callable[..., Live]
 def live(loader: Loader) -> Iterator[Start]:
     started: list[Live] = []
 
-    def start(*args: object, every: float = 1, patience: float | None = None) -> Live:
-        """Start a loader; with another patience than 60 s, too."""
+    def start(*args: object, every: float = 1, **constants: float | None) -> Live:
+        """Start a loader; with other constants, too."""
         command = loader.command("--commit-every", every, *args, "-")
-        if patience:
-            code = f"import load_active_users as it; it.LOCK_SECONDS = {patience}; it.main()"
-            command[1:2] = ["-c", code]
+        changes = [f"it.{name} = {value}; " for name, value in constants.items() if value]
+        if changes:
+            command[1:2] = ["-c", f"import load_active_users as it; {''.join(changes)}it.main()"]
         started.append(Live(loader, command))
         return started[-1]
 
@@ -564,6 +564,14 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
     assert log == [(5, 5, 5)]
 
 
+def test_users_in_temporary_files_are_committed_at_once(live: Start) -> None:
+    """They are more than are to be held, and readers are not to be locked out for long."""
+    pipe = live("-q", every=1000, SPILL_BYTES=1000)
+    pipe.write(lines(*(event(f"{number}") for number in range(300))))
+    pipe.await_count(300)
+    assert pipe.end() == (0, "", "")
+
+
 def test_a_write_lock(live: Start) -> None:
     """Each spell of it is one line; the bad records of what waits are said once."""
     pipe = live("-q", "--max-bad-records", 1)
@@ -675,7 +683,7 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
 
 def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
     """It ends the load, though the database stays locked; what is not stored is told."""
-    pipe = live("-q", every=1, patience=1.5)
+    pipe = live("-q", every=1, LOCK_SECONDS=1.5)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
     data = lines(*(event(f"{number:0500}") for number in range(350)))
@@ -702,7 +710,7 @@ def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection
 
         def start(patience: float | None, tail: bytes = b"") -> tuple[Live, sqlite3.Connection]:
             live("-q").loader.load(SAMPLE)
-            pipe = live("-q", every=1000, patience=patience)
+            pipe = live("-q", every=1000, LOCK_SECONDS=patience)
             pipe.write(lines(event("a")))
             pipe.await_read()
             time.sleep(0.1)
