@@ -567,8 +567,8 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
 def test_users_in_temporary_files_are_committed_at_once(live: Start) -> None:
     """They are more than are to be held, and readers are not to be locked out for long."""
     pipe = live("-q", every=1000, SPILL_BYTES=1000)
-    pipe.write(lines(*(event(f"{number}") for number in range(300))))
-    pipe.await_count(300)
+    pipe.write(lines(*(event(f"{number}") for number in range(200))))
+    assert wait_for(pipe.users)
     assert pipe.end() == (0, "", "")
 
 
