@@ -2170,6 +2170,8 @@ class Text(click.types.StringParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not str(value).strip():
             self.fail("must not be empty", param, ctx)
+        if param.multiple and re.search("[\ud800-\udfff]", value):  # files have names of any bytes
+            self.fail("must be UTF-8", param, ctx)
         return super().convert(value, param, ctx)
 
 
