@@ -1792,9 +1792,10 @@ class LiveLoader(Loader):
                                 break  # of a file, more can be read another time
         except LoadError as error:
             self.failure = error
-            self.lost_lines += lines
+            self.lost_lines = lines
             if not self.load.is_whole:
-                self.lost_lines = self.load.tally.lines
+                self.lost_lines = self.load.tally.lines  # those lines among them
+                self.load.close()
                 self.load = Load()
 
     def say_lost(self, lines: int) -> None:

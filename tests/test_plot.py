@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
 from hypothesis import given
@@ -528,3 +529,12 @@ def test_the_settings_of_matplotlib_change_nothing(
 @pytest.mark.parametrize("where", ["named", "its directory named", "configured"])
 def test_settings_elsewhere_change_nothing(plain: Loader, tmp_path: Path, where: str) -> None:
     draw_with_settings(plain, tmp_path, "that are no text", where)
+
+
+def test_settings_that_were_made_before() -> None:
+    """As in a notebook, or by a matplotlibrc that is found all the same."""
+    rows = series(3)
+    expected = picture(rows, TERMS, ".png")
+    settings: Any = {"figure.facecolor": "red", "font.size": 20, "savefig.dpi": 50}
+    matplotlib.rcParams.update(settings)
+    assert picture(rows, TERMS, ".png") == expected

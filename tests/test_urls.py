@@ -187,26 +187,7 @@ def test_what_a_web_server_answers(loader: Loader, web: str, status: int, reason
 
 # -- Secrets
 
-SEPARATORS = [
-    "",
-    "::",
-    "::x://",
-    "/",
-    "#",
-    "?",
-    "[",
-    "]",
-    "@",
-    ":",
-    "%",
-    "%2F",
-    " ",
-    "&",
-    "=",
-    "'",
-    '"',
-    "\\",
-]
+SEPARATORS = ["", "::", "::x://", "%2F", *"/#?[]@:% &='\"\\"]
 SCHEMES = ["http", "https", "HTTP", "s3", "ftp", "hdfs", "dask", "foo", "simplecache::http"]
 CHAINS = ["zip://x.json::http", "zip://d/x.json::http", "blockcache::http", "zip://*.json::http"]
 SHOWING = """
