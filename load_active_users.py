@@ -1187,7 +1187,7 @@ class Database:
     execute: Any  # a statement, with the values of its parameters
     lock_timeout: float  # seconds to wait for a lock
     INSERT = KNOWN = BETWEEN = COLUMNS = VERSION = ""  # as each database spells them
-    ELSEWHERE = FORBIDDEN = "SELECT 1 WHERE false"  # SQLite has neither schemas nor roles
+    FORBIDDEN = "SELECT 1 WHERE false"  # SQLite has no roles
     DIALECT: tuple[tuple[str, str], ...] = ()
 
     def spelt(self, sql: str) -> str:
@@ -1211,30 +1211,28 @@ class Database:
         """Roll back what is not committed."""
         self.connection.close()
 
-    def upgrade(self) -> list[str] | None:
-        """The statements that give tables of an earlier version what they lack; None if there are
-        no tables yet. Raises Refused if they are not ours, or of a later version."""
-        with about(SCHEMA), contextlib.closing(sqlite3.connect(":memory:")) as new:
-            new.executescript(schema())
-            wanted = new.execute(Sqlite.COLUMNS).fetchall()
-            [latest] = new.execute(Sqlite.VERSION).fetchone()
+    def columns(self) -> list[tuple[str, ...]]:
+        """Of each column its table, name and type, or none if there are no tables yet."""
+        rows: list[tuple[str, ...]] = self.execute(self.COLUMNS).fetchall()
+        return rows
+
+    def upgrade(self, write: bool) -> None:
+        """Make the tables those of schema.sql, or only see whether they can be. Raises Refused if
+        they are not ours, or of a later version."""
+        with contextlib.closing(in_memory()) as new:
+            wanted = new.columns()
+            [latest] = new.execute(new.VERSION).fetchone()
         present: dict[str, dict[str, str]] = defaultdict(dict)  # the type, by table and name
-        for table, name, kind, *_ in self.execute(self.COLUMNS).fetchall():
+        for table, name, kind, *_ in self.columns():
             present[table][name] = kind.upper()
-        if not present:
-            row = self.execute(self.ELSEWHERE).fetchone()
-            if row:
-                what = "which search_path leaves out, or the role may not use"
-                raise Refused(f"its tables are in schema {row[0]}, {what}")
-            return None
         statements = []
         what = "is not one of load_active_users.py; choose another --db"
-        for table, name, kind, default in wanted:
+        for table, name, kind, default in wanted if present else ():
             found = present.get(table)
             if not found:
                 raise Refused(f"it has no table {table}: it {what}")
             if name not in found and default is not None:  # it is newer than version 1.0.0
-                column = f"{name} {self.spelt(kind)} NOT NULL DEFAULT {default}"
+                column = f"{name} {kind} NOT NULL DEFAULT {default}"
                 statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
             elif found.get(name) != self.spelt(kind):
                 raise Refused(f"its table {table} {what}")
@@ -1242,33 +1240,34 @@ class Database:
         if stored.isdecimal() and int(stored) > latest:  # a comment may say anything
             what = f"is of a later version of load_active_users.py than {__version__}; use that"
             raise Refused(what)
-        return statements
+        if write and (statements or not present):
+            for statement in [*statements, *schema().split(";\n")]:
+                self.execute(self.spelt(statement))  # SQLite's executescript would commit first
 
-    def kept_terms(self, upgrade: list[str]) -> Terms | None:
+    def kept_terms(self) -> Terms | None:
         """The terms of the rule under which the database was filled. Raises Refused."""
+        cursor = self.execute("SELECT * FROM load_log LIMIT 1")
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        kept = dict(zip((column[0] for column in cursor.description), row, strict=True))
         # Version 1.0.0 had the default event name alone.
-        is_old = any("event_names" in statement for statement in upgrade)
-        names = """'["user_engagement"]'""" if is_old else "event_names"
-        terms = f"timezone, {names}, min_engagement_msec, valuable_events"
-        row = self.execute(f"SELECT {terms} FROM load_log LIMIT 1").fetchone()
+        names = kept.get("event_names", '["user_engagement"]')
+        minimum, globs = kept["min_engagement_msec"], kept["valuable_events"]
         try:
-            if row:
-                time_zone(row[0])
-                return row[0], tuple(to_users(row[1])), int(row[2]), tuple(to_users(row[3]))
+            time_zone(kept["timezone"])
+            return kept["timezone"], tuple(to_users(names)), int(minimum), tuple(to_users(globs))
         except (TypeError, ValueError) as error:
             what = f"load_log has a rule that can't be read ({error}); correct the row"
             raise Refused(what) from None
-        return None
 
-    def check(self, rule: Rule) -> list[str] | None:
-        """What upgrade returns. Raises Refused, for another rule as well: zones are the same that
-        do the same, whatever they are called."""
-        upgrade = self.upgrade()
-        kept = None if upgrade is None else self.kept_terms(upgrade)
+    def check(self, rule: Rule) -> None:
+        """Raise Refused if the database was filled under another rule: zones are the same that do
+        the same, whatever they are called."""
+        kept = self.kept_terms()
         if kept and (kept[1:] != rule.terms[1:] or not is_same_zone(kept[0], rule.terms[0])):
             rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
             raise Refused(f"was filled under the rule {rules}; use that rule or another --db")
-        return upgrade
 
     def counts(self, condition: str = "", *values: str) -> dict[str, int]:
         """The counts of active_user_table by date. Raises Refused if something else is there."""
@@ -1304,14 +1303,11 @@ class Database:
                 self.execute(self.INSERT, day, to_json(users))
         return held, added
 
-    def store(self, day: str, load: Load, replace: bool, is_empty: bool, write: bool) -> DateCount:
+    def store(self, day: str, load: Load, replace: bool, write: bool) -> DateCount:
         """Store the users that a load has on a date, with those that are kept or in their place."""
-        kept = 0
-        counted = None
-        if not is_empty:
-            query = "SELECT count(*) FROM active_user WHERE date = ?"
-            kept = self.execute(query, day).fetchone()[0]
-            counted = self.counts("WHERE date = ?", day).get(day)
+        query = "SELECT count(*) FROM active_user WHERE date = ?"
+        [kept] = self.execute(query, day).fetchone()
+        counted = self.counts("WHERE date = ?", day).get(day)
         if write and counted is None:
             self.upsert("active_user_table", {"date": day, "active_user_count": 0})
             counted = 0  # before its users, which somebody's foreign key may need
@@ -1347,7 +1343,7 @@ def options(terms: Terms) -> str:
 
 
 class Sqlite(Database):
-    """A transaction with an SQLite file; to read where there is no file is to find nothing."""
+    """A transaction with an SQLite file, or to read where there is none with one in memory."""
 
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
         SELECT ?, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
@@ -1423,7 +1419,7 @@ class Postgres(Database):
             AND c.relname IN ('active_user_table', 'active_user', 'load_log')"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
     ELSEWHERE = """SELECT relnamespace::regnamespace FROM pg_class
-        WHERE relname = 'load_log' AND relkind = 'r' AND NOT pg_table_is_visible(oid)"""
+        WHERE relname = 'load_log' AND relkind = 'r' AND to_regclass('load_log') IS NULL"""
     FORBIDDEN = """SELECT name FROM unnest(ARRAY['active_user_table', 'active_user', 'load_log'])
         AS name WHERE NOT has_table_privilege(name, 'INSERT')"""
     DIALECT = (
@@ -1431,7 +1427,8 @@ class Postgres(Database):
         (r"\bINTEGER\b", "BIGINT"),
         (r"\bREAL\b", "DOUBLE PRECISION"),
         (r"PRAGMA user_version = (\d+)", r"COMMENT ON TABLE load_log IS '\1'"),
-        (r"DROP VIEW IF EXISTS \w+;\s*CREATE VIEW", "CREATE OR REPLACE VIEW"),
+        (r"DROP VIEW IF EXISTS \w+", ""),  # others' views may depend on it
+        (r"CREATE VIEW", "CREATE OR REPLACE VIEW"),
         (r"date\(([\w.]+), '([+-]\d+) days'\)", r"CAST(\1 + INTERVAL '\2 days' AS DATE)"),
         (r"julianday", ""),
     )
@@ -1455,6 +1452,10 @@ class Postgres(Database):
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.lock_timeout * 1000))}")
         if write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
+        elsewhere = self.execute(self.ELSEWHERE).fetchone()
+        if elsewhere:
+            what = "which search_path leaves out, or the role may not use"
+            raise Refused(f"its tables are in schema {elsewhere[0]}, {what}")
 
     def execute(self, sql: str, *values: Any) -> Any:
         return self.connection.execute(sql.replace("?", "%s").encode(), values or None)
@@ -1464,30 +1465,42 @@ def is_postgres(target: str) -> bool:
     return re.match(r"postgres(ql(\+psycopg)?)?://", target) is not None
 
 
+def in_memory() -> Sqlite:
+    """A transaction with the tables of schema.sql, and no rows. Raises LoadError."""
+    db = Sqlite("", LOCK_SECONDS)
+    with about(SCHEMA):
+        db.connection.executescript(schema())
+        db.execute("BEGIN")
+    return db
+
+
 @contextlib.contextmanager
 def transaction(
     target: str, write: bool = False, lock_timeout: float = LOCK_SECONDS
 ) -> Iterator[Sqlite | Postgres]:
-    """A transaction, committed at the end, rolled back at any error. Raises LoadError."""
-    with about(target):
+    """A transaction, committed at the end, rolled back at any error: to write makes what tables are
+    missing, to read finds nothing in them. Raises LoadError."""
+    with about(target), contextlib.ExitStack() as stack:
         connect = Postgres if is_postgres(target) else Sqlite
-        with contextlib.closing(connect(target, lock_timeout)) as db:
-            db.begin(write)
-            yield db
-            db.execute("COMMIT")
+        db: Sqlite | Postgres = stack.enter_context(
+            contextlib.closing(connect(target, lock_timeout))
+        )
+        db.begin(write)
+        if not (write or db.columns()):
+            db = stack.enter_context(contextlib.closing(in_memory()))
+        db.upgrade(write)
+        yield db
+        db.execute("COMMIT")
 
 
 def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
     """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
     with transaction(target) as db:
-        upgrade = db.upgrade()
-        if upgrade is None:
-            if not (is_postgres(target) or os.path.exists(target)):
-                raise Refused("there is no such database; load events into it first")
-            return [], None
+        if not (is_postgres(target) or os.path.exists(target)):
+            raise Refused("there is no such database; load events into it first")
         counts = list(db.counts().items())
         try:
-            return counts, db.kept_terms(upgrade)
+            return counts, db.kept_terms()
         except Exception as error:
             if code_of(error) != "42501":  # a dashboard's role that may read the counts alone
                 raise
@@ -1589,12 +1602,9 @@ class Loader(Struct):
         days = range(first, last + 1) if self.replace else ()
         replaced = {date.fromordinal(day).isoformat() for day in days}
         with transaction(self.target, not self.dry_run, lock_timeout) as db:
-            upgrade = db.check(self.rule)  # again: others may have been here since it began
-            if upgrade != [] and not self.dry_run:
-                for statement in [*(upgrade or ()), *db.spelt(schema()).split(";\n")]:
-                    db.execute(statement)  # SQLite's executescript would commit first
+            db.check(self.rule)  # again: others may have been here since it began
             counts = [
-                db.store(day, load, day in replaced, upgrade is None, not self.dry_run)
+                db.store(day, load, day in replaced, not self.dry_run)
                 for day in sorted(replaced.union(load.users_on))
             ]
             report = self.report.after(load, counts)
@@ -2148,10 +2158,10 @@ def check_writable(path: str) -> None:
 def check_database(target: str, rule: Rule, dry_run: bool) -> None:
     """Raise LoadError where a load is going to be refused, before the events are read."""
     with transaction(target) as db:
-        if db.check(rule) is not None and not dry_run:
-            row = db.execute(db.FORBIDDEN).fetchone()
-            if row:
-                raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
+        db.check(rule)
+        row = None if dry_run else db.execute(db.FORBIDDEN).fetchone()
+        if row:
+            raise Refused(f"permission denied for table {row[0]}; {REMEDIES['42501']}")
 
 
 # -- The command -----------------------------------------------------------------------------------

@@ -432,6 +432,7 @@ CREATE VIEW active_user_trend AS
     SELECT date, active_user_count, active_user_count AS weekly_active_users,
         active_user_count AS monthly_active_users, 1.0000 AS stickiness, 1::BIGINT AS days
     FROM active_user_table;
+CREATE VIEW of_an_administrator AS SELECT * FROM active_user_trend;
 INSERT INTO active_user VALUES ('2019-12-30', 'a'), ('2019-12-30', 'b');
 INSERT INTO active_user_table VALUES ('2019-12-30', 2);
 INSERT INTO load_log VALUES ('x', '2020-01-01T00:00:00Z', '["e"]', 'US/Central', 3000,
