@@ -1186,7 +1186,7 @@ class Database:
     connection: Any
     execute: Any  # a statement, with the values of its parameters
     lock_timeout: float  # seconds to wait for a lock
-    INSERT = KNOWN = BETWEEN = COLUMNS = VERSION = ""  # as each database spells them
+    INSERT = NEW = COLUMNS = VERSION = ""  # as each database spells them
     FORBIDDEN = "SELECT 1 WHERE false"  # SQLite has no roles
     DIALECT: tuple[tuple[str, str], ...] = ()
 
@@ -1195,17 +1195,6 @@ class Database:
         for pattern, spelling in self.DIALECT:
             sql = re.sub(pattern, spelling, sql)
         return sql
-
-    def known(self, day: str, users: list[str], overlaps: bool) -> list[str]:
-        """The users among some that are stored for a date; with overlaps maybe others as well."""
-        if overlaps and self.BETWEEN:  # PostgreSQL may sort texts in another order
-            most = 4 * len(users)
-            row = self.execute(self.BETWEEN, day, users[0], users[-1], most).fetchone()
-            found = to_users(row[0])
-            if len(found) < most:
-                return found
-        row = self.execute(self.KNOWN, to_json(users), day).fetchone()
-        return to_users(row[0])
 
     def close(self) -> None:
         """Roll back what is not committed."""
@@ -1290,17 +1279,15 @@ class Database:
         insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"
         self.execute(f"{insert} ON CONFLICT ({key}) DO UPDATE SET {update}", *row.values())
 
-    def merge(self, day: str, load: Load, kept: int, write: bool) -> tuple[int, int]:
-        """Add a load's users on a date to those kept; return how many it has, how many are new."""
+    def merge(self, day: str, load: Load, write: bool) -> tuple[int, int]:
+        """Add a load's users on a date; return how many it has, and how many of them are new."""
         held = added = 0
         for users in load.users(day):
             held += len(users)
-            if kept:
-                known = self.known(day, users, kept <= 2 * load.users_on[day])
-                users = [] if known == users else sorted(set(users).difference(known))
-            added += len(users)
-            if users and write:
-                self.execute(self.INSERT, day, to_json(users))
+            if write:
+                added += self.execute(self.INSERT, day, to_json(users)).rowcount
+            else:
+                added += self.execute(self.NEW, to_json(users), day).fetchone()[0]
         return held, added
 
     def store(self, day: str, load: Load, replace: bool, write: bool) -> DateCount:
@@ -1311,16 +1298,16 @@ class Database:
         if write and counted is None:
             self.upsert("active_user_table", {"date": day, "active_user_count": 0})
             counted = 0  # before its users, which somebody's foreign key may need
-        if replace:
-            held, added = self.merge(day, load, kept, write=False)
+        if replace and kept:
+            held, added = self.merge(day, load, write=False)
             count = DateCount(day, held, added, kept - (held - added), held)
             if write and (count.added or count.removed):
                 self.execute("DELETE FROM active_user WHERE date = ?", day)
-                self.merge(day, load, 0, write)
-        elif kept < (counted or 0):  # users were deleted from it: it is final
+                self.merge(day, load, write)
+        elif kept < (counted or 0) and not replace:  # users were deleted from it: it is final
             count = DateCount(day, counted or 0, left_out=sum(map(len, load.users(day))))
         else:
-            held, added = self.merge(day, load, kept, write)
+            held, added = self.merge(day, load, write)
             count = DateCount(day, kept + added, added, loaded=held)
         if write and count.active_user_count != counted:
             row = {"date": day, "active_user_count": count.active_user_count}
@@ -1347,10 +1334,8 @@ class Sqlite(Database):
 
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
         SELECT ?, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
-    KNOWN = """SELECT json_group_array(value) FROM json_each(?) WHERE EXISTS (
+    NEW = """SELECT count(*) FROM json_each(?) WHERE NOT EXISTS (
         SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
-    BETWEEN = """SELECT json_group_array(user_pseudo_id) FROM (SELECT user_pseudo_id
-        FROM active_user WHERE date = ? AND user_pseudo_id BETWEEN ? AND ? LIMIT ?)"""
     COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
         FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
     VERSION = "PRAGMA user_version"
@@ -1390,8 +1375,6 @@ class Sqlite(Database):
                     raise
         else:
             self.execute("BEGIN")  # there is nothing to read
-        if self.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
-            self.BETWEEN = ""  # which sorts users by their bytes
 
     def execute(self, sql: str, *values: Any) -> Any:
         """Execute a statement, and let signals in while waiting for a lock."""
@@ -1410,8 +1393,8 @@ class Postgres(Database):
     INSERT = """INSERT INTO active_user (date, user_pseudo_id)
         SELECT CAST(? AS DATE), value FROM json_array_elements_text(CAST(? AS JSON)) AS value
         ON CONFLICT DO NOTHING"""
-    KNOWN = """SELECT coalesce(json_agg(value), '[]')::TEXT
-        FROM json_array_elements_text(CAST(? AS JSON)) AS value WHERE EXISTS (
+    NEW = """SELECT count(*) FROM json_array_elements_text(CAST(? AS JSON)) AS value
+        WHERE NOT EXISTS (
         SELECT 1 FROM active_user WHERE date = CAST(? AS DATE) AND user_pseudo_id = value)"""
     COLUMNS = """SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid

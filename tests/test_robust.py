@@ -1425,16 +1425,6 @@ def test_long_keys_are_not_remembered(loader: Loader) -> None:
     assert megabytes < 100
 
 
-def test_users_among_very_many_others_are_found_in_bounded_memory(loader: Loader) -> None:
-    """Those that are stored between two users may be any number."""
-    loader.load("-", input=lines(*(event(f"m{number}") for number in range(100))))
-    with load_active_users.transaction(str(loader.db)) as db:
-        for users, known in ((["a", "z"], []), (["a", "m7", "z"], ["m7"])):
-            assert db.known("2019-12-30", users, overlaps=True) == known
-        between = db.known("2019-12-30", ["m8", "m87", "m88"], overlaps=True)
-        assert between == ["m8", *(f"m8{digit}" for digit in range(9))]
-
-
 def test_many_users_are_staged_in_bounded_memory(loader: Loader) -> None:
     row = lines(event("USER", "TIME"))
     with (loader.directory / loader.file(b"")).open("wb") as file:
