@@ -1200,7 +1200,7 @@ class Database:
         self.connection.close()
 
     def columns(self) -> list[tuple[str, ...]]:
-        """Of each column its table, name and type, or none if there are no tables yet."""
+        """Of each column its table and its name, or none if there are no tables yet."""
         rows: list[tuple[str, ...]] = self.execute(self.COLUMNS).fetchall()
         return rows
 
@@ -1210,20 +1210,16 @@ class Database:
         with contextlib.closing(in_memory()) as new:
             wanted = new.columns()
             [latest] = new.execute(new.VERSION).fetchone()
-        present: dict[str, dict[str, str]] = defaultdict(dict)  # the type, by table and name
-        for table, name, kind, *_ in self.columns():
-            present[table][name] = kind.upper()
+        present = {(table, name) for table, name, *_ in self.columns()}
         statements = []
-        what = "is not one of load_active_users.py; choose another --db"
         for table, name, kind, default in wanted if present else ():
-            found = present.get(table)
-            if not found:
-                raise Refused(f"it has no table {table}: it {what}")
-            if name not in found and default is not None:  # it is newer than version 1.0.0
-                column = f"{name} {kind} NOT NULL DEFAULT {default}"
-                statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
-            elif found.get(name) != self.spelt(kind):
-                raise Refused(f"its table {table} {what}")
+            if (table, name) in present:
+                continue
+            if default is None:  # it is not newer than version 1.0.0
+                what = "it is not one of load_active_users.py; choose another --db"
+                raise Refused(f"it has no column {table}.{name}: {what}")
+            column = f"{name} {kind} NOT NULL DEFAULT {default}"
+            statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
         stored = str(self.execute(self.VERSION).fetchone()[0])
         if stored.isdecimal() and int(stored) > latest:  # a comment may say anything
             what = f"is of a later version of load_active_users.py than {__version__}; use that"
@@ -1395,10 +1391,9 @@ class Postgres(Database):
     NEW = """SELECT count(*) FROM json_array_elements_text(CAST(? AS JSON)) AS value
         WHERE NOT EXISTS (
         SELECT 1 FROM active_user WHERE date = CAST(? AS DATE) AND user_pseudo_id = value)"""
-    COLUMNS = """SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
-        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-        WHERE pg_table_is_visible(c.oid) AND a.attnum > 0 AND NOT a.attisdropped
-            AND c.relname IN ('active_user_table', 'active_user', 'load_log')"""
+    COLUMNS = """SELECT relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+        WHERE relname IN ('active_user_table', 'active_user', 'load_log')
+            AND pg_table_is_visible(attrelid) AND attnum > 0 AND NOT attisdropped"""
     VERSION = "SELECT obj_description(to_regclass('load_log'))"
     ELSEWHERE = """SELECT relnamespace::regnamespace FROM pg_class
         WHERE relname = 'load_log' AND relkind = 'r' AND to_regclass('load_log') IS NULL"""

@@ -368,7 +368,7 @@ def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
     with closing(sqlite3.connect(pipe.loader.db)) as db:
         db.execute("DROP TABLE active_user")
     pipe.write(lines(event("b"), event("c")))
-    what = "it has no table active_user: it is not one of load_active_users.py"
+    what = "it has no column active_user.date: it is not one of load_active_users.py"
     assert pipe.process.wait(30) == 1
     assert pipe.said() == (
         "not stored: the last lines that were read (2), up to -:3\n"

@@ -1561,23 +1561,22 @@ def test_two_names_of_one_zone_are_one_zone(loader: Loader, zones: tuple[str, st
     assert counted == [(zones[1], 1), (zones[0], 2)]
 
 
-NOT_OURS = "its table {} is not one of load_active_users.py; choose another --db"
-NO_TABLE = "it has no table {}: it is not one of load_active_users.py; choose another --db"
+NO_COLUMN = "it has no column {}: it is not one of load_active_users.py; choose another --db"
 SCHEMA = (ROOT / "schema.sql").read_text()
 OLD = (ROOT / "tests" / "database-1.0.0.sql").read_text()
 LATER = "is of a later version of load_active_users.py than {}; use that"
 FOREIGN = {
-    "another program's": ("CREATE TABLE notes (text)", NO_TABLE.format("active_user_table")),
+    "another program's": ("CREATE TABLE notes (text)", NO_COLUMN.format("active_user_table.date")),
     "a table to plot of another shape": (
         "CREATE TABLE active_user_table (date, users)",
-        NOT_OURS.format("active_user_table"),
+        NO_COLUMN.format("active_user_table.active_user_count"),
     ),
-    "only the table to plot": (SCHEMA.split(";")[0], NO_TABLE.format("active_user")),
+    "only the table to plot": (SCHEMA.split(";")[0], NO_COLUMN.format("active_user.date")),
     "one from before 1.0.0": (
         OLD.replace("    blank_lines INTEGER NOT NULL,\n", "")
         .replace(",0,3,3,1,0,2)", ",3,3,1,0,2)")
         .replace(",1,2,2,0,1,1)", ",2,2,0,1,1)"),
-        NOT_OURS.format("load_log"),
+        NO_COLUMN.format("load_log.blank_lines"),
     ),
     "one of a later version": (
         SCHEMA + "PRAGMA user_version = 3;",

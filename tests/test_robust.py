@@ -573,7 +573,9 @@ def of_another_program(db: sqlite3.Connection) -> None:
 
 
 LATER = "is of a later version of load_active_users.py than 1.1.0; use that"
-OTHER = "its table load_log is not one of load_active_users.py; choose another --db"
+OTHER = (
+    "it has no column load_log.load_id: it is not one of load_active_users.py; choose another --db"
+)
 RULES = (
     "was filled under the rule --timezone US/Central --event-name user_engagement "
     "--min-engagement-msec 3000 --valuable-event '*_event'; the rule of this load is "
@@ -1104,7 +1106,7 @@ def test_a_reader_is_not_in_the_way_for_long(loader: Loader) -> None:
     [
         (
             "CREATE TABLE notes (text)",
-            "it has no table active_user_table: it is not one of load_active_users.py; "
+            "it has no column active_user_table.date: it is not one of load_active_users.py; "
             "choose another --db",
         ),
         (
