@@ -1181,19 +1181,57 @@ def schema() -> str:
 
 
 class Database:
-    """A transaction with a database, in words that SQLite and PostgreSQL share; ?: a parameter."""
+    """A transaction with an SQLite file, or where there is none to read with one in memory; ?: a
+    parameter. Of its SQL, Postgres can translate whatever SQLite alone knows."""
 
-    connection: Any
-    execute: Any  # a statement, with the values of its parameters
-    lock_timeout: float  # seconds to wait for a lock
-    INSERT = NEW = COLUMNS = VERSION = ""  # as each database spells them
-    DIALECT: tuple[tuple[str, str], ...] = ()
+    COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
+        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
+    # Of large pages new users fill less; the cache holds what a load of old users changes.
+    SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")  # bytes, KiB
 
-    def spelt(self, sql: str) -> str:
-        """Some SQL of schema.sql, as the database spells it."""
-        for pattern, spelling in self.DIALECT:
-            sql = re.sub(pattern, spelling, sql)
-        return sql
+    def __init__(self, target: str, lock_timeout: float) -> None:
+        self.path = os.path.realpath(target)  # the file itself, should it be a link
+        self.lock_timeout = lock_timeout
+        self.connection: Any = sqlite3.connect(":memory:", isolation_level=None)
+
+    def begin(self, write: bool) -> None:
+        """Begin, to write when it is our turn. An empty file that a failed first load has made
+        stays, since others may have opened it. In a directory that can't be written, a database in
+        WAL mode is read as one at rest."""
+        path = self.path
+        uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
+        modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            modes = modes if write else []
+        for mode in modes:
+            try:
+                name = f"file:{uri}?mode={mode}"
+                connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
+                self.connection.close()
+                self.connection = connection
+                for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
+                    self.execute(statement)
+                self.execute("SELECT count(*) FROM sqlite_master")
+                break
+            except sqlite3.OperationalError as error:
+                is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
+                is_at_rest = not any(os.path.exists(path + end) for end in ("-wal", "-journal"))
+                if mode != "rw" or not is_closed or not is_at_rest:
+                    raise
+        else:
+            self.execute("BEGIN")  # there is nothing to read
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        """Execute a statement, and let signals in while waiting for a lock."""
+        deadline = time.monotonic() + self.lock_timeout
+        while True:
+            try:
+                return self.connection.execute(sql, values)
+            except sqlite3.OperationalError as error:
+                if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
+                    raise
 
     def close(self) -> None:
         """Roll back what is not committed."""
@@ -1209,7 +1247,7 @@ class Database:
         they are not ours, or of a later version."""
         with contextlib.closing(in_memory()) as new:
             wanted = new.columns()
-            [latest] = new.execute(new.VERSION).fetchone()
+            [latest] = new.execute("PRAGMA user_version").fetchone()
         present = {(table, name) for table, name, *_ in self.columns()}
         statements = []
         for table, name, kind, default in wanted if present else ():
@@ -1220,13 +1258,13 @@ class Database:
                 raise Refused(f"it has no column {table}.{name}: {what}")
             column = f"{name} {kind} NOT NULL DEFAULT {default}"
             statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
-        stored = str(self.execute(self.VERSION).fetchone()[0])
+        stored = str(self.execute("PRAGMA user_version").fetchone()[0])
         if stored.isdecimal() and int(stored) > latest:  # a comment may say anything
             what = f"is of a later version of load_active_users.py than {__version__}; use that"
             raise Refused(what)
         if write and (statements or not present):
             for statement in [*statements, *schema().split(";\n")]:
-                self.execute(self.spelt(statement))  # SQLite's executescript would commit first
+                self.execute(statement)  # SQLite's executescript would commit first
 
     def kept_terms(self) -> Terms | None:
         """The terms of the rule under which the database was filled. Raises Refused."""
@@ -1276,13 +1314,17 @@ class Database:
 
     def merge(self, day: str, load: Load, write: bool) -> tuple[int, int]:
         """Add a load's users on a date; return how many it has, and how many of them are new."""
+        insert = """INSERT INTO active_user (date, user_pseudo_id)
+            SELECT ?, value FROM json_each(?) AS value WHERE true ON CONFLICT DO NOTHING"""
+        new = """SELECT count(*) FROM json_each(?) AS value WHERE NOT EXISTS (
+            SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
         held = added = 0
         for users in load.users(day):
             held += len(users)
             if write:
-                added += self.execute(self.INSERT, day, to_json(users)).rowcount
+                added += self.execute(insert, day, to_json(users)).rowcount
             else:
-                added += self.execute(self.NEW, to_json(users), day).fetchone()[0]
+                added += self.execute(new, to_json(users), day).fetchone()[0]
         return held, added
 
     def store(self, day: str, load: Load, replace: bool, write: bool) -> DateCount:
@@ -1321,91 +1363,27 @@ def options(terms: Terms) -> str:
     return " ".join([f"--timezone {timezone}", *events, minimum_msec, *valuable])
 
 
-# -- SQLite and PostgreSQL -------------------------------------------------------------------------
-
-
-class Sqlite(Database):
-    """A transaction with an SQLite file, or to read where there is none with one in memory."""
-
-    INSERT = """INSERT INTO active_user (date, user_pseudo_id)
-        SELECT ?, value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING"""
-    NEW = """SELECT count(*) FROM json_each(?) WHERE NOT EXISTS (
-        SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
-    COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
-        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
-    VERSION = "PRAGMA user_version"
-    # Of large pages new users fill less; the cache holds what a load of old users changes.
-    SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")  # bytes, KiB
-
-    def __init__(self, target: str, lock_timeout: float) -> None:
-        self.path = os.path.realpath(target)  # the file itself, should it be a link
-        self.lock_timeout = lock_timeout
-        self.connection = sqlite3.connect(":memory:", isolation_level=None)
-
-    def begin(self, write: bool) -> None:
-        """Begin, to write when it is our turn. An empty file that a failed first load has made
-        stays, since others may have opened it. In a directory that can't be written, a database in
-        WAL mode is read as one at rest."""
-        path = self.path
-        uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
-        modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
-        try:
-            os.stat(path)
-        except FileNotFoundError:
-            modes = modes if write else []
-        for mode in modes:
-            try:
-                name = f"file:{uri}?mode={mode}"
-                connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
-                self.connection.close()
-                self.connection = connection
-                for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
-                    self.execute(statement)
-                self.execute("SELECT count(*) FROM sqlite_master")
-                break
-            except sqlite3.OperationalError as error:
-                is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
-                is_at_rest = not any(os.path.exists(path + end) for end in ("-wal", "-journal"))
-                if mode != "rw" or not is_closed or not is_at_rest:
-                    raise
-        else:
-            self.execute("BEGIN")  # there is nothing to read
-
-    def execute(self, sql: str, *values: Any) -> Any:
-        """Execute a statement, and let signals in while waiting for a lock."""
-        deadline = time.monotonic() + self.lock_timeout
-        while True:
-            try:
-                return self.connection.execute(sql, values)
-            except sqlite3.OperationalError as error:
-                if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
-                    raise
+# -- PostgreSQL ------------------------------------------------------------------------------------
 
 
 class Postgres(Database):
-    """A transaction with a PostgreSQL database. schema.sql is written so that DIALECT serves."""
+    """A transaction with a PostgreSQL database, to which each statement is translated."""
 
-    INSERT = """INSERT INTO active_user (date, user_pseudo_id)
-        SELECT CAST(? AS DATE), value FROM json_array_elements_text(CAST(? AS JSON)) AS value
-        ON CONFLICT DO NOTHING"""
-    NEW = """SELECT count(*) FROM json_array_elements_text(CAST(? AS JSON)) AS value
-        WHERE NOT EXISTS (
-        SELECT 1 FROM active_user WHERE date = CAST(? AS DATE) AND user_pseudo_id = value)"""
     COLUMNS = """SELECT relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
         WHERE relname IN ('active_user_table', 'active_user', 'load_log')
             AND pg_table_is_visible(attrelid) AND attnum > 0 AND NOT attisdropped"""
-    VERSION = "SELECT obj_description(to_regclass('load_log'))"
-    ELSEWHERE = """SELECT relnamespace::regnamespace FROM pg_class
-        WHERE relname = 'load_log' AND relkind = 'r' AND to_regclass('load_log') IS NULL"""
-    DIALECT = (
+    DIALECT = (  # what SQLite says, and what is the same here
         (r" WITHOUT ROWID", ""),
         (r"\bINTEGER\b", "BIGINT"),
         (r"\bREAL\b", "DOUBLE PRECISION"),
         (r"PRAGMA user_version = (\d+)", r"COMMENT ON TABLE load_log IS '\1'"),
+        (r"PRAGMA user_version$", "SELECT obj_description(to_regclass('load_log'))"),
         (r"DROP VIEW IF EXISTS \w+", ""),  # others' views may depend on it
         (r"CREATE VIEW", "CREATE OR REPLACE VIEW"),
         (r"date\(([\w.]+), '([+-]\d+) days'\)", r"CAST(\1 + INTERVAL '\2 days' AS DATE)"),
         (r"julianday", ""),
+        (r"json_each", "json_array_elements_text"),
+        (r"\?", "%s"),
     )
 
     def __init__(self, target: str, lock_timeout: float) -> None:
@@ -1427,22 +1405,25 @@ class Postgres(Database):
         self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.lock_timeout * 1000))}")
         if write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
-        elsewhere = self.execute(self.ELSEWHERE).fetchone()
-        if elsewhere:
+        elsewhere = """SELECT relnamespace::regnamespace FROM pg_class
+            WHERE relname = 'load_log' AND relkind = 'r' AND to_regclass('load_log') IS NULL"""
+        for [name] in self.execute(elsewhere).fetchall():
             what = "which search_path leaves out, or the role may not use"
-            raise Refused(f"its tables are in schema {elsewhere[0]}, {what}")
+            raise Refused(f"its tables are in schema {name}, {what}")
 
     def execute(self, sql: str, *values: Any) -> Any:
-        return self.connection.execute(sql.replace("?", "%s").encode(), values or None)
+        for pattern, spelling in self.DIALECT:
+            sql = re.sub(pattern, spelling, sql)
+        return self.connection.execute(sql.encode(), values or None)
 
 
 def is_postgres(target: str) -> bool:
     return re.match(r"postgres(ql(\+psycopg)?)?://", target) is not None
 
 
-def in_memory() -> Sqlite:
+def in_memory() -> Database:
     """A transaction with the tables of schema.sql, and no rows. Raises LoadError."""
-    db = Sqlite("", LOCK_SECONDS)
+    db = Database("", LOCK_SECONDS)
     with about(SCHEMA):
         db.connection.executescript(schema())
         db.execute("BEGIN")
@@ -1452,14 +1433,12 @@ def in_memory() -> Sqlite:
 @contextlib.contextmanager
 def transaction(
     target: str, write: bool = False, lock_timeout: float = LOCK_SECONDS
-) -> Iterator[Sqlite | Postgres]:
+) -> Iterator[Database]:
     """A transaction, committed at the end, rolled back at any error: to write makes what tables are
     missing, to read finds nothing in them. Raises LoadError."""
     with about(target), contextlib.ExitStack() as stack:
-        connect = Postgres if is_postgres(target) else Sqlite
-        db: Sqlite | Postgres = stack.enter_context(
-            contextlib.closing(connect(target, lock_timeout))
-        )
+        connect = Postgres if is_postgres(target) else Database
+        db = stack.enter_context(contextlib.closing(connect(target, lock_timeout)))
         db.begin(write)
         if not (write or db.columns()):
             db = stack.enter_context(contextlib.closing(in_memory()))
