@@ -1153,8 +1153,8 @@ def merged(runs: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
 
 # -- The database ----------------------------------------------------------------------------------
 #
-# What is new to a date is told by comparing a load with what is stored, before anything is written:
-# a dry run is the same without the writing.
+# What is new to a date is told by the database as it stores a load. A dry run asks it for the same,
+# without the writing.
 
 LOCK_SECONDS = 60.0
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
@@ -1184,6 +1184,7 @@ class Database:
     """A transaction with an SQLite file, or where there is none to read with one in memory; ?: a
     parameter. Of its SQL, Postgres can translate whatever SQLite alone knows."""
 
+    # Of each column its table and name, none if there are no tables yet; its type and default
     COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
         FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
     # Of large pages new users fill less; the cache holds what a load of old users changes.
@@ -1237,18 +1238,13 @@ class Database:
         """Roll back what is not committed."""
         self.connection.close()
 
-    def columns(self) -> list[tuple[str, ...]]:
-        """Of each column its table and its name, or none if there are no tables yet."""
-        rows: list[tuple[str, ...]] = self.execute(self.COLUMNS).fetchall()
-        return rows
-
     def upgrade(self, write: bool) -> None:
         """Make the tables those of schema.sql, or only see whether they can be. Raises Refused if
         they are not ours, or of a later version."""
         with contextlib.closing(in_memory()) as new:
-            wanted = new.columns()
+            wanted = new.execute(new.COLUMNS).fetchall()
             [latest] = new.execute("PRAGMA user_version").fetchone()
-        present = {(table, name) for table, name, *_ in self.columns()}
+        present = {(table, name) for table, name, *_ in self.execute(self.COLUMNS)}
         statements = []
         for table, name, kind, default in wanted if present else ():
             if (table, name) in present:
@@ -1440,7 +1436,7 @@ def transaction(
         connect = Postgres if is_postgres(target) else Database
         db = stack.enter_context(contextlib.closing(connect(target, lock_timeout)))
         db.begin(write)
-        if not (write or db.columns()):
+        if not (write or db.execute(db.COLUMNS).fetchone()):
             db = stack.enter_context(contextlib.closing(in_memory()))
         db.upgrade(write)
         yield db
