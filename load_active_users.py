@@ -462,7 +462,7 @@ SPLIT = 8  # of a block in which a line is unusual
 RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
 MAX_REPORTED = 20  # bad records of a load to report in full
 Buffer = bytes | bytearray
-Run = tuple[str, str, int, str]  # date, first user, number of users, sorted JSON array of them
+Run = tuple[str, str, str]  # date, first user, sorted JSON array of users
 
 
 class Tally(Struct):
@@ -509,7 +509,7 @@ class Batch(Struct):
             each = list(dict.fromkeys(map(named.__getitem__, stringzilla.Strs(named).argsort())))
             for start in range(0, len(each), RUN_USERS):
                 some = each[start : start + RUN_USERS]
-                self.runs.append((day, some[0], len(some), to_json(some)))
+                self.runs.append((day, some[0], to_json(some)))
         self.users = {}
         return self
 
@@ -1082,16 +1082,16 @@ class Load:
         self.tally = Tally()
         self.runs: dict[str, list[tuple[str, str]]] = {}  # by date: first user, JSON array
         self.size = 0  # bytes in memory, about
-        self.users_on: dict[str, int] = {}  # by date at most: one may be in several runs
+        self.days: set[str] = set()
         self.spilled: sqlite3.Connection | None = None
         self.is_whole = True  # unless that could not be written
 
     def add(self, batch: Batch) -> None:
         """Add a batch. Raises LoadError if the temporary database can't be written."""
         self.tally = self.tally.plus(batch.tally)
-        for day, first, number, users in batch.runs:
+        for day, first, users in batch.runs:
             self.runs.setdefault(day, []).append((first, users))
-            self.users_on[day] = self.users_on.get(day, 0) + number
+            self.days.add(day)
             self.size += len(users) + 256
         if self.size > SPILL_BYTES:
             self.spill()
@@ -1555,7 +1555,7 @@ class Loader(Struct):
             db.check(self.rule)  # again: others may have been here since it began
             counts = [
                 db.store(day, load, day in replaced, not self.dry_run)
-                for day in sorted(replaced.union(load.users_on))
+                for day in sorted(replaced.union(load.days))
             ]
             report = self.report.after(load, counts)
             if not self.dry_run:

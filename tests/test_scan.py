@@ -61,7 +61,7 @@ def scanned(parts: list[Range], scanner: Scanner) -> plain.Result:
             load.add(batch)
         assert load.tally.bytes == sum((part.end or part.size) - part.start for part in parts)
         users = {}
-        for day in load.users_on:
+        for day in load.days:
             some = [user for users in load.users(day) for user in users]
             assert some == sorted(set(some))
             users[day] = set(some)

@@ -48,7 +48,7 @@ def read(*urls: str, size: int = load_active_users.BATCH) -> tuple[dict[str, set
     load = Load()
     for _, batch in scan_in_turn(ranges(expanded(urls), size), SCAN):
         load.add(batch)
-    users = {day: {user for some in load.users(day) for user in some} for day in load.users_on}
+    users = {day: {user for some in load.users(day) for user in some} for day in load.days}
     return users, load.tally.lines
 
 
