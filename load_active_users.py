@@ -662,8 +662,8 @@ MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
 MAX_SIZE = sys.maxsize
 SNIFFED_BYTES = 512  # bytes by which another format is known
 READAHEAD_BYTES = 8 << 20  # bytes to ask a URL for at once
-GZIP = b"\x1f\x8b"
-ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([frame]) + b"\x2a\x4d\x18" for frame in range(0x50, 0x60)))
+GZIP = rb"\x1f\x8b"
+ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
 REPLACED = "the file was replaced while it was read; load it again"
 NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
@@ -704,23 +704,20 @@ class Range(Struct, frozen=True):
 
 
 class Pipe(io.RawIOBase):
-    """A file read from beginning to end, whose head can be looked at; tell() is what was read."""
+    """A file that is read from beginning to end, of which one read brings enough to know its
+    format; tell() is what was read."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
         self.position = 0
-        self.head: bytes = b""
-        while len(self.head) < 4 and (some := file.read(4 - len(self.head))):
-            self.head += some
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self.head)) or self.file.readinto(buffer)
-        if self.head:
-            buffer[:count] = self.head[:count]
-            self.head = self.head[count:]
+        count = 0
+        while count < SNIFFED_BYTES and (some := self.file.readinto(buffer[count:])):
+            count += some
         self.position += count
         return count
 
@@ -744,9 +741,9 @@ def file_system(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def opened_source(source: str) -> Iterator[tuple[Any, bytes | None, str]]:
-    """A source as a binary file; its first bytes, or None where it can be read in ranges; and what
-    changes when another file takes its place."""
+def opened_source(source: str) -> Iterator[tuple[io.BufferedReader, str]]:
+    """A source as a binary file, seekable where it can be read in ranges; and what changes when
+    another file takes its place."""
     if "://" in source:
         system, path = file_system(source)
         system.invalidate_cache()
@@ -762,13 +759,7 @@ def opened_source(source: str) -> Iterator[tuple[Any, bytes | None, str]]:
         version = os.fstat(opening.fileno()).st_ino
         in_ranges = source != "-" and opening.seekable()
     with opening as file:
-        if not in_ranges:
-            pipe = Pipe(file)
-            yield pipe, pipe.head, str(version)
-            return
-        head = file.read(4)
-        file.seek(0)
-        yield file, head if head.startswith((GZIP, *ZSTD)) else None, str(version)
+        yield io.BufferedReader(file if in_ranges else Pipe(file)), str(version)
 
 
 @contextlib.contextmanager
@@ -776,38 +767,36 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
     """A range as a binary stream of its lines, decompressed where its first bytes say so; the file
     behind it, whose tell() is what was read of it; and how many bytes of the stream to read."""
     if part.data is not None:
-        if part.start == 0 and part.data.startswith((GZIP, *ZSTD)):
+        if part.start == 0 and re.match(rb"%b|%b" % (GZIP, ZSTD), part.data):
             raise Refused(NOT_LIVE)
         stream: Any = io.BytesIO(part.data)
         yield stream, stream, len(part.data)
         return
-    with opened_source(part.source) as (file, head, version):
+    with opened_source(part.source) as (file, version):
         if part.version and part.version != version:
             raise Refused(REPLACED)
-        if part.end is not None:
-            start = line_start(file, part.start)
-            length = line_start(file, part.end) - start
-            file.seek(start)
-            yield file, file, length
-        elif head and head.startswith((GZIP, *ZSTD)):
-            with decompressed(io.BufferedReader(file, BLOCK), head) as stream:
-                yield stream, file, MAX_SIZE
+        if part.end is None:
+            yield decompressed(file), file, MAX_SIZE
         else:
-            yield file, file, MAX_SIZE
+            end = line_start(file, part.end)
+            yield file, file, end - line_start(file, part.start)
 
 
-def decompressed(file: Any, head: bytes) -> Any:
-    """What a compressed file holds, as a binary file."""
-    if head.startswith(GZIP):
+def decompressed(file: io.BufferedReader) -> Any:
+    """What a file holds, if its first bytes say that it is compressed; or else the file itself."""
+    head = file.peek()
+    if re.match(GZIP, head):
         from isal import igzip
 
         return igzip.IGzipFile(fileobj=file)  # type: ignore[no-untyped-call]
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
+    if re.match(ZSTD, head):
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
 
-    return zstd.ZstdFile(file)
+        return zstd.ZstdFile(file)
+    return file
 
 
 def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
@@ -847,19 +836,17 @@ def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[
         held = filled - length
 
 
-def line_start(stream: Any, offset: int) -> int:
-    """The offset of the first line of a file that begins at an offset (bytes) or after it."""
-    if offset == 0:
-        return 0
-    stream.seek(offset - 1)
-    reader = io.BufferedReader(stream, 65_536)
-    rest = reader.readline(MAX_LINE + 1)
-    reader.detach()  # which leaves the stream open
-    if not rest:
-        raise Refused(CUT_SHORT)
-    if len(rest) > MAX_LINE:
-        raise Refused(TOO_LONG)
-    return offset - 1 + len(rest)
+def line_start(file: Any, offset: int) -> int:
+    """Go to the first line of a file that begins at an offset (bytes) or after it; return where."""
+    file.seek(max(offset - 1, 0))
+    if offset:
+        rest = file.readline(MAX_LINE + 1)
+        if not rest:
+            raise Refused(CUT_SHORT)
+        if len(rest) > MAX_LINE:
+            raise Refused(TOO_LONG)
+    position: int = file.tell()
+    return position
 
 
 # -- Scanning ranges, here or elsewhere ------------------------------------------------------------
@@ -903,9 +890,10 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
                 os.stat(0 if source == "-" else source)
                 parts.append(Range(source))  # a pipe is opened once only
                 continue
-            with opened_source(source) as (file, head, version):
-                end = getattr(file, "size", None) if is_url else os.fstat(file.fileno()).st_size
-            if head is not None or end is None:
+            with opened_source(source) as (file, version):
+                is_whole = not file.seekable() or decompressed(file) is not file
+                end = getattr(file.raw, "size", None) if is_url else os.fstat(file.fileno()).st_size
+            if is_whole or end is None:
                 parts.append(Range(source, version=version, size=end or 0))
                 continue
             step = max(size, 4 * BATCH) if is_url else size
