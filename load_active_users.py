@@ -659,7 +659,7 @@ def decoded(record: bytes) -> Any:
 # of whole lines.
 
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
-MAX_SIZE = sys.maxsize
+ENDLESS = float("inf")  # bytes: to the end of a stream
 SNIFFED_BYTES = 512  # bytes by which another format is known
 READAHEAD_BYTES = 8 << 20  # bytes to ask a URL for at once
 GZIP = rb"\x1f\x8b"
@@ -763,20 +763,20 @@ def opened_source(source: str) -> Iterator[tuple[io.BufferedReader, str]]:
 
 
 @contextlib.contextmanager
-def opened(part: Range) -> Iterator[tuple[Any, Any, int]]:
+def opened(part: Range) -> Iterator[tuple[Any, Any, float]]:
     """A range as a binary stream of its lines, decompressed where its first bytes say so; the file
     behind it, whose tell() is what was read of it; and how many bytes of the stream to read."""
     if part.data is not None:
         if part.start == 0 and re.match(rb"%b|%b" % (GZIP, ZSTD), part.data):
             raise Refused(NOT_LIVE)
-        stream: Any = io.BytesIO(part.data)
+        stream: Any = io.BufferedReader(io.BytesIO(part.data))
         yield stream, stream, len(part.data)
         return
     with opened_source(part.source) as (file, version):
         if part.version and part.version != version:
             raise Refused(REPLACED)
         if part.end is None:
-            yield decompressed(file), file, MAX_SIZE
+            yield decompressed(file), file, ENDLESS
         else:
             end = line_start(file, part.end)
             yield file, file, end - line_start(file, part.start)
@@ -799,37 +799,36 @@ def decompressed(file: io.BufferedReader) -> Any:
     return file
 
 
-def blocks(stream: Any, left: int, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
+def begin(stream: Any) -> int:
+    """Pass over a byte-order mark at the start of a source; return how many bytes of it there are.
+    Raises Refused for another format."""
+    head = stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
+    mark = BOM if head.startswith(BOM) else b""
+    for magic, name in FORMATS.items():
+        if re.match(magic, head[len(mark) :]):
+            raise Refused(f"is {name}")
+    return len(stream.read(len(mark)))
+
+
+def blocks(stream: Any, left: float, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
     """Yield the lines in the next bytes (left) of a stream as (buffer, length), some size bytes at
     a time: whole ones that stay until the next are asked for; only the last may lack its newline.
     Raises Refused, at the start of a source for another format as well."""
+    if is_start:
+        left -= begin(stream)
     buffer = bytearray(size)
     held = 0
-    is_bounded = left < MAX_SIZE
     while left:
         if held > MAX_LINE:
             raise Refused(TOO_LONG)
         if held + size > len(buffer):
             buffer = buffer[:held].ljust(min(2 * len(buffer), MAX_LINE + 2 * size), b"\0")
-        count = stream.readinto(memoryview(buffer)[held : held + min(size, left)])
-        if not count and is_bounded:
+        count = stream.readinto(memoryview(buffer)[held : held + int(min(size, left))])
+        if not count and left < ENDLESS:
             raise Refused(CUT_SHORT)
         left = left - count if count else 0
         filled = held + count
-        if is_start and left and filled < SNIFFED_BYTES:
-            held = filled
-            continue
-        length = buffer.rfind(b"\n", 0 if is_start else held, filled) + 1 if left else filled
-        if is_start and length:
-            is_start = False
-            if buffer.startswith(BOM):
-                del buffer[: len(BOM)]
-                length -= len(BOM)
-                filled -= len(BOM)
-            head = bytes(buffer[: min(filled, SNIFFED_BYTES)])
-            for magic, name in FORMATS.items():
-                if re.match(magic, head):
-                    raise Refused(f"is {name}")
+        length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
         if length:
             yield buffer, length
             buffer[: filled - length] = buffer[length:filled]

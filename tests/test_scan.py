@@ -377,7 +377,7 @@ def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> No
     path = tmp_path / "shrinking.jsons"
     path.write_bytes(lines(event()) * 100)
     size = path.stat().st_size
-    with path.open("r+b", buffering=0) as file:
+    with path.open("r+b") as file:
         scanning = blocks(file, size, True, 1000)
         next(scanning)
         file.truncate(5000)
