@@ -666,7 +666,6 @@ GZIP = rb"\x1f\x8b"
 ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
 REPLACED = "the file was replaced while it was read; load it again"
-NOT_LIVE = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
 AS_JSON = "export it as newline-delimited JSON"
 FORMATS = {  # by their first bytes
@@ -680,7 +679,7 @@ FORMATS = {  # by their first bytes
     rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
     rb"BZh": "bzip2-compressed; decompress it first: bzcat",
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
-    rb"\x1f\x8b|\x28\xb5\x2f\xfd": "compressed twice; decompress it once: zcat, or zstdcat",
+    rb"%b|%b" % (GZIP, ZSTD): "still compressed; decompress it first: zcat, or zstdcat",
     rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
 }
@@ -767,8 +766,6 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, float]]:
     """A range as a binary stream of its lines, decompressed where its first bytes say so; the file
     behind it, whose tell() is what was read of it; and how many bytes of the stream to read."""
     if part.data is not None:
-        if part.start == 0 and re.match(rb"%b|%b" % (GZIP, ZSTD), part.data):
-            raise Refused(NOT_LIVE)
         stream: Any = io.BufferedReader(io.BytesIO(part.data))
         yield stream, stream, len(part.data)
         return

@@ -34,7 +34,7 @@ LOCKED = (
 LOCKED += "that is done"
 FULL = "small/a.db: database or disk is full; free some disk space and load again"
 WAITS = "; what was read waits, trying again every 1 s"
-COMPRESSED = "a compressed pipe can't be committed as it comes; put zcat before it, or zstdcat"
+COMPRESSED = "is still compressed; decompress it first: zcat, or zstdcat"
 NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NAMES = [number.name for number in STOPS]
@@ -244,7 +244,7 @@ def test_options_that_are_refused(loader: Loader, case: str) -> None:
     assert re.sub(r"(?s)^Usage: .*?\n\n", "", said) == expected
 
 
-@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"])
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"])
 def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     said = loader.refuse("--commit-every", 1, "-", input=magic + bytes(100))
     assert said == f"Error: -: {COMPRESSED}\n"
