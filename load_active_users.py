@@ -86,6 +86,7 @@ REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
     "55P03": "another session keeps it locked; try again when that is done",
     "42501": "grant the role what it needs",
     "ENOSPC": "free some disk space and load again",
+    "EISDIR": "name the files in it",
     "EMFILE": "allow more open files (ulimit -n)",
     "EAGAIN": "allow more processes (ulimit -u), or try fewer --workers",
 }
@@ -873,26 +874,28 @@ def expanded(events: Iterable[str]) -> list[str]:
     return sources
 
 
+def is_pipe(source: str) -> bool:
+    """Whether a source is to be opened only once."""
+    is_file = os.path.isfile(source) or os.path.isdir(source)
+    return source == "-" or (os.path.exists(source) and not is_file)
+
+
 def ranges(sources: Iterable[str], size: int) -> list[Range]:
     """The ranges that make up some sources, in order: of some size in bytes (of a URL 128 MiB or
     more), or a whole source where it can't be split. Raises LoadError if one can't be read."""
     parts = []
     for source in sources:
-        is_url = "://" in source
         with about(source):
-            if not is_url and (source == "-" or not os.path.isfile(source)):
-                if os.path.isdir(source):
-                    raise Refused("is a directory; name the files in it")
-                os.stat(0 if source == "-" else source)
-                parts.append(Range(source))  # a pipe is opened once only
+            if is_pipe(source):
+                parts.append(Range(source))
                 continue
             with opened_source(source) as (file, version):
                 is_whole = not file.seekable() or decompressed(file) is not file
-                end = getattr(file.raw, "size", None) if is_url else os.fstat(file.fileno()).st_size
-            if is_whole or end is None:
-                parts.append(Range(source, version=version, size=end or 0))
+                end = file.seek(0, os.SEEK_END) if file.seekable() else 0
+            if is_whole:
+                parts.append(Range(source, version=version, size=end))
                 continue
-            step = max(size, 4 * BATCH) if is_url else size
+            step = max(size, 4 * BATCH) if "://" in source else size
             for start in range(0, end, step):
                 length = min(step, end - start)
                 parts.append(Range(source, start, start + length, version, size=length))
@@ -1625,8 +1628,7 @@ POLL_SECONDS = 0.2  # without input, after which to look at the clock
 def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
     """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
     moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
-    is_cut = "://" in source or os.path.isfile(source) or os.path.isdir(source)
-    if is_cut and source != "-":
+    if not is_pipe(source):
         yield from itertools.takewhile(lambda _: not stopped, ranges([source], BATCH))
         return
     # Without blocking: it may be long until a named pipe is opened at its other end.

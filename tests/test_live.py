@@ -333,7 +333,7 @@ def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(loader:
 
 def test_a_directory_is_no_pipe(loader: Loader) -> None:
     said = loader.refuse("-q", "--commit-every", 1000, loader.directory)
-    assert said == f"Error: {loader.directory}: is a directory; name the files in it\n"
+    assert said == f"Error: {loader.directory}: Is a directory; name the files in it\n"
 
 
 def test_a_file_that_is_called_like_standard_input(live: Start) -> None:

@@ -1375,7 +1375,7 @@ def test_input_that_cannot_be_read(loader: Loader, content: bytes | None, reason
 
 def test_a_directory(loader: Loader) -> None:
     (loader.directory / "shards").mkdir()
-    assert loader.refuse("shards") == "Error: shards: is a directory; name the files in it\n"
+    assert loader.refuse("shards") == "Error: shards: Is a directory; name the files in it\n"
 
 
 WIDE = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00"  # a zstd frame with a window of 2 GiB
