@@ -40,7 +40,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Any, NoReturn
 
 import click
@@ -855,7 +855,6 @@ POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes 
 PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
 SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
-Result = Callable[[], Iterable[Batch]]  # what waits for the batches of a range
 
 
 def expanded(events: Iterable[str]) -> list[str]:
@@ -902,17 +901,15 @@ def ranges(sources: Iterable[str], size: int) -> list[Range]:
     return parts
 
 
-def in_order(parts: Iterable[Range], submit: Callable[[Range], Result], ahead: int) -> Found:
-    """Yield ranges with their batches. submit begins a range and returns what waits for its
-    batches; it is called a bounded number of ranges ahead."""
-    begun: deque[tuple[Range, Result]] = deque()
-    for part in itertools.chain(parts, itertools.repeat(None, ahead)):
-        if part:
-            begun.append((part, submit(part)))
-        if begun and (len(begun) == ahead or not part):
-            first, result = begun.popleft()
-            for batch in result():
-                yield first, batch
+def begun_ahead(
+    parts: Iterable[Range], begin: Callable[[Range], Any], number: int
+) -> Iterator[tuple[Range, Any]]:
+    """Yield ranges with what begins them, in order, each when so many have been begun."""
+    begun = ((part, begin(part)) for part in parts)
+    waiting = deque(itertools.islice(begun, number))
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(itertools.islice(begun, 1))
 
 
 def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
@@ -923,31 +920,25 @@ def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
     """Like scan_in_turn, in processes, each with a pipe of its own for its ranges and batches."""
     with about("scanning processes"), worker_processes(workers, scan) as connections:
-        waiting = dict.fromkeys(connections, 0)  # ranges: all have as many, so that few fill a pipe
-        assigned = dict.fromkeys(connections, 0)  # bytes to scan
+        turns = itertools.cycle(connections)  # all have as many ranges, so that few fill a pipe
 
-        def submit(part: Range) -> Result:
-            connection = min(connections, key=lambda one: (waiting[one], assigned[one]))
-            waiting[connection] += 1
-            assigned[connection] += part.work
-            with contextlib.suppress(OSError):  # result tells
-                connection.send(part)
-            return partial(result, connection)
+        def send(part: Range) -> Any:
+            connection = next(turns)
+            connection.send(part)
+            return connection
 
-        def result(connection: Any) -> Iterator[Batch]:
-            is_last = False
-            while not is_last:
-                try:
-                    batches, is_last = connection.recv()
-                except (EOFError, OSError):
-                    what = "a scanning process was killed (out of memory?); try fewer --workers"
-                    raise LoadError(what) from None
-                if isinstance(batches, LoadError):
-                    raise batches
-                yield from batches
-            waiting[connection] -= 1
-
-        yield from in_order(parts, submit, PER_WORKER * workers)
+        try:
+            for part, connection in begun_ahead(parts, send, PER_WORKER * workers):
+                end = None
+                while not end:
+                    batches, end = connection.recv()
+                    for batch in batches:
+                        yield part, batch
+                if isinstance(end, LoadError):
+                    raise end
+        except (EOFError, OSError):
+            what = "a scanning process was killed (out of memory?); try fewer --workers"
+            raise LoadError(what) from None
 
 
 @contextlib.contextmanager
@@ -979,7 +970,7 @@ def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
 
 def work(connection: Any, other_end: Any, scan: Scanner) -> None:
     """Scan the ranges that come over a connection, until its other end is closed; answer each with
-    some lists of batches, or with a LoadError, each with whether it is the last."""
+    some lists of batches, each with whether it is the last: False, True or a LoadError."""
     other_end.close()  # which a fork inherits: it ends with the parent
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
@@ -989,6 +980,7 @@ def work(connection: Any, other_end: Any, scan: Scanner) -> None:
         while True:
             part = connection.recv()
             batches: list[Batch] = []
+            end: bool | LoadError = True
             held = 0
             try:
                 for batch in scan(part):
@@ -1000,9 +992,9 @@ def work(connection: Any, other_end: Any, scan: Scanner) -> None:
                         batches, held = [], 0
                     if os.getppid() != parent:
                         return
-                connection.send((batches, True))
             except LoadError as error:
-                connection.send((error, True))
+                end = error
+            connection.send((batches, end))
 
 
 def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
@@ -1023,9 +1015,6 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
         check_cluster(client, name)
         client.upload_file(os.path.realpath(__file__))
 
-        def submit(part: Range) -> Result:
-            return partial(result, client.submit(lambda: list(scan(part)), pure=False))
-
         def result(future: Any) -> Any:
             while True:
                 try:
@@ -1037,7 +1026,13 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
                 except LoadError as error:
                     raise LoadError(f"{error} (on a worker of {name})") from None
 
-        yield from in_order(parts, submit, 2 * sum(client.nthreads().values()) + 1)
+        def submit(part: Range) -> Any:
+            return client.submit(lambda: list(scan(part)), pure=False)
+
+        threads = sum(client.nthreads().values())
+        for part, future in begun_ahead(parts, submit, 2 * threads + 1):
+            for batch in result(future):
+                yield part, batch
 
 
 def check_cluster(client: Any, name: str) -> None:
