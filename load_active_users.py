@@ -919,8 +919,9 @@ def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
 
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
     """Like scan_in_turn, in processes, each with a pipe of its own for its ranges and batches."""
-    with about("scanning processes"), worker_processes(workers, scan) as connections:
-        turns = itertools.cycle(connections)  # all have as many ranges, so that few fill a pipe
+    with about("scanning processes"), contextlib.ExitStack() as stack:
+        # In turn: all have as many ranges, so that few fill a pipe.
+        turns = itertools.cycle(started(workers, scan, stack))
 
         def send(part: Range) -> Any:
             connection = next(turns)
@@ -941,31 +942,26 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
             raise LoadError(what) from None
 
 
-@contextlib.contextmanager
-def worker_processes(number: int, scan: Scanner) -> Iterator[list[Any]]:
-    """Processes that scan meanwhile, as connections to them."""
+def started(number: int, scan: Scanner, stack: contextlib.ExitStack) -> list[Any]:
+    """Start processes that scan until a stack is closed; return connections to them."""
     import multiprocessing
 
     # A fork starts at once and shares what is imported; beyond Linux it is unsafe.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    processes: dict[Any, Any] = {}  # by the connection to each
+    connections = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
     try:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
-        try:
-            for _ in range(number):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=work, args=(theirs, ours, scan), daemon=True)
-                process.start()
-                processes[ours] = process
-                theirs.close()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        yield list(processes)
+        for _ in range(number):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(theirs, ours, scan), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)  # which comes first
+            theirs.close()
+            connections.append(ours)
     finally:
-        for process in processes.values():
-            process.kill()
-        for process in processes.values():
-            process.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return connections
 
 
 def work(connection: Any, other_end: Any, scan: Scanner) -> None:
