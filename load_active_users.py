@@ -697,11 +697,6 @@ class Range(Struct, frozen=True):
     data: bytes | None = None
     size: int = 0  # in bytes, where that is known
 
-    @property
-    def work(self) -> int:
-        """Bytes to scan, about: what is compressed holds some ten times its size."""
-        return self.size * (10 if self.end is None else 1)
-
 
 class Pipe(io.RawIOBase):
     """A file that is read from beginning to end, of which one read brings enough to know its
@@ -2125,8 +2120,9 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
         return scan_on_cluster(parts, scan, cluster)
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     number = min(workers or cpus, len(parts))
-    is_large = sum(part.work for part in parts) > POOL_MIN_BYTES
-    if number > 1 and is_large and all(part.size for part in parts):
+    # What can't be split is compressed: it holds some ten times its size.
+    size = sum(part.size * (10 if part.end is None else 1) for part in parts)
+    if number > 1 and size > POOL_MIN_BYTES and all(part.size for part in parts):
         return scan_in_processes(parts, scan, number)
     return scan_in_turn(parts, scan)
 
