@@ -2127,25 +2127,19 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
     return scan_in_turn(parts, scan)
 
 
-@contextlib.contextmanager
-def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Iterator[Any]:
-    """A bar on standard error, in bytes, or None; if that is left open, a bar on a terminal."""
+def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Any:
+    """A bar on standard error, in bytes, or what enters as None; if that is left open, a bar on a
+    terminal."""
     is_terminal = sys.stderr.isatty()
     if not (is_terminal if is_wanted is None else is_wanted):
-        yield None
-        return
+        return contextlib.nullcontext()
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread beside those that fork
     total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
     style: Any = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
-    every = 0.1 if is_terminal else 10  # seconds
-    with tqdm(total=total or None, mininterval=every, delay=every, **style) as bar:
-        try:
-            yield bar
-        finally:
-            if is_terminal:
-                bar.delay = 0  # what it has drawn around a message is to be wiped, too
+    seldom: Any = {} if is_terminal else {"mininterval": 10, "delay": 10}  # seconds, in a log
+    return tqdm(total=total or None, **style, **seldom)
 
 
 @contextlib.contextmanager
