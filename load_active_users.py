@@ -724,15 +724,14 @@ def file_system(url: str) -> Any:
     """The fsspec file system of a URL, and the path in it."""
     import fsspec
 
-    options = {}
-    for scheme in re.findall(r"\bhttps?(?=://)", url):
+    if re.search("https?://", url):
         with contextlib.suppress(ImportError):  # which fsspec tells
             from aiohttp import ClientTimeout
 
             # A download may take as long as it likes, but for minutes without a byte.
             timeout = ClientTimeout(total=None, sock_connect=60, sock_read=300)
-            options[scheme] = {"client_kwargs": {"timeout": timeout}}
-    return fsspec.core.url_to_fs(url, **options)
+            fsspec.config.conf.setdefault("http", {"client_kwargs": {"timeout": timeout}})
+    return fsspec.core.url_to_fs(url)
 
 
 @contextlib.contextmanager
