@@ -851,20 +851,14 @@ SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary databa
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
-def expanded(events: Iterable[str]) -> list[str]:
-    """Some EVENTS, with the files that a URL with wildcards stands for. Raises LoadError."""
-    sources = []
-    for source in events:
-        if "://" not in source or source.startswith("http") or not set("*?[") & set(source):
-            sources.append(source)
-            continue
-        with about(source):
-            system, path = file_system(source)
-            found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
-            if not found:
-                raise FileNotFoundError
-            sources += found
-    return sources
+def expanded(source: str) -> list[str]:
+    """A source, or the files that it stands for as a URL with wildcards. Raises LoadError."""
+    if "://" not in source or source.startswith("http") or not set("*?[") & set(source):
+        return [source]
+    with about(source):
+        system, path = file_system(source)
+        found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+    return found or [source]  # which is not found when it is opened
 
 
 def is_pipe(source: str) -> bool:
@@ -2260,7 +2254,7 @@ def main(
         handle_stops(stop)
     with exit_status(), contextlib.ExitStack() as stack:
         check_options(events, db, dates, replace, cluster, commit_every, dry_run, plot)
-        sources = expanded(events)
+        sources = [source for event in events for source in expanded(event)]
         check_files(sources, db, rejects, plot)
         for output in (rejects, plot, None if is_postgres(db) or not events else db):
             if output and not dry_run:

@@ -46,7 +46,8 @@ def libraries(loader: Loader) -> None:
 def read(*urls: str, size: int = load_active_users.BATCH) -> tuple[dict[str, set[str]], int]:
     """The users and the number of lines of some URLs, read in this process."""
     load = Load()
-    for _, batch in scan_in_turn(ranges(expanded(urls), size), SCAN):
+    sources = [source for url in urls for source in expanded(url)]
+    for _, batch in scan_in_turn(ranges(sources, size), SCAN):
         load.add(batch)
     users = {day: {user for some in load.users(day) for user in some} for day in load.days}
     return users, load.tally.lines
@@ -73,10 +74,15 @@ def test_memory(memory: Any, compress: Callable[[bytes], bytes]) -> None:
 def test_the_files_of_wildcards_are_in_order(memory: Any) -> None:
     for name in ("b", "a", "c"):
         memory.pipe(f"/d/{name}.jsons", lines(event(name)))
-    found = expanded(["memory://d/?.jsons", "x*"])
-    assert found == [*(f"memory:///d/{name}.jsons" for name in "abc"), "x*"]
+    assert expanded("memory://d/?.jsons") == [f"memory:///d/{name}.jsons" for name in "abc"]
+    assert expanded("x*") == ["x*"]
+
+
+def test_a_name_that_only_looks_like_wildcards(memory: Any) -> None:
+    memory.pipe("/d/[1].jsons", lines(event("a")))
+    assert read("memory://d/[1].jsons") == ({"2019-12-30": {"a"}}, 1)
     with pytest.raises(LoadError, match=r"^memory://d/\*\.gz: No such file or directory$"):
-        expanded(["memory://d/*.gz"])
+        read("memory://d/*.gz")
 
 
 def test_ranges_of_a_url(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
