@@ -1050,44 +1050,43 @@ class Load:
         self.size = 0  # bytes in memory, about
         self.days: set[str] = set()
         self.spilled: sqlite3.Connection | None = None
-        self.is_whole = True  # unless that could not be written
 
     def add(self, batch: Batch) -> None:
-        """Add a batch. Raises LoadError if the temporary database can't be written."""
+        """Add a batch, or nothing of it. Raises LoadError if temporary files can't be written."""
+        if self.size > SPILL_BYTES:
+            self.spill()
         self.tally = self.tally.plus(batch.tally)
         for day, first, users in batch.runs:
             self.runs.setdefault(day, []).append((first, users))
             self.days.add(day)
             self.size += len(users) + 256
-        if self.size > SPILL_BYTES:
-            self.spill()
 
     def spill(self) -> None:
         """Move the runs in memory to the temporary database. Raises LoadError."""
-        self.is_whole = False
         with about("temporary files (TMPDIR)"):
             if self.spilled is None:
                 self.spilled = sqlite3.connect("", check_same_thread=False)
-                self.spilled.execute("PRAGMA journal_mode = OFF")
+                self.spilled.execute("PRAGMA journal_mode = MEMORY")
                 self.spilled.execute("CREATE TABLE run (date TEXT, first TEXT, users TEXT)")
                 self.spilled.execute("CREATE INDEX run_order ON run (date, first)")
             rows = ((day, *run) for day, some in self.runs.items() for run in some)
-            self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", rows)
-        self.is_whole = True
+            with self.spilled:
+                self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", rows)
         self.runs = {}
         self.size = 0
 
     def users(self, day: str) -> Iterator[list[str]]:
         """Yield the users of a date in order, each once, some 32,768 at a time; of a large load the
         next are made while the database stores the last."""
+        runs = sorted(self.runs.get(day, ()))
         if self.spilled is None:
-            yield from merged(sorted(self.runs.get(day, ())))
+            yield from merged(runs)
             return
         from concurrent.futures import ThreadPoolExecutor
+        from heapq import merge
 
-        self.spill()  # the rest
         query = "SELECT first, users FROM run WHERE date = ? ORDER BY first"
-        found = merged(self.spilled.execute(query, (day,)))
+        found = merged(merge(runs, self.spilled.execute(query, (day,))))
         block = (signal.SIG_BLOCK, STOPS)  # signals are for the main thread
         with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=block) as executor:
             following = executor.submit(next, found, None)
@@ -1680,8 +1679,7 @@ class LiveLoader(Loader):
 
     def is_full(self) -> bool:
         """Whether as many users wait for a commit as are to be held."""
-        size = sum(load.size + 256 for load in (self.load, *self.waiting))
-        return size > LIVE_BYTES or self.load.spilled is not None
+        return sum(load.size + 256 for load in (self.load, *self.waiting)) > LIVE_BYTES
 
     def finish_interval(self) -> None:
         """Let the load of an interval wait for its commit, unless its bad records refuse it."""
@@ -1718,10 +1716,6 @@ class LiveLoader(Loader):
         except LoadError as error:
             self.failure = error
             self.lost_lines = lines
-            if not self.load.is_whole:
-                self.lost_lines = self.load.tally.lines  # those lines among them
-                self.load.close()
-                self.load = Load()
 
     def say_lost(self, lines: int) -> None:
         """Say which lines were read, and are not stored."""

@@ -564,9 +564,9 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
     assert log == [(5, 5, 5)]
 
 
-def test_users_in_temporary_files_are_committed_at_once(live: Start) -> None:
+def test_many_users_are_committed_at_once(live: Start) -> None:
     """They are more than are to be held, and readers are not to be locked out for long."""
-    pipe = live("-q", every=1000, SPILL_BYTES=1000)
+    pipe = live("-q", every=1000, LIVE_BYTES=1000)
     pipe.write(lines(*(event(f"{number}") for number in range(200))))
     assert wait_for(pipe.users)
     assert pipe.end() == (0, "", "")
