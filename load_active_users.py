@@ -791,7 +791,7 @@ def decompressed(file: io.BufferedReader) -> Any:
     return file
 
 
-def begin(stream: Any) -> int:
+def skip_mark(stream: Any) -> int:
     """Pass over a byte-order mark at the start of a source; return how many bytes of it there are.
     Raises Refused for another format."""
     head = stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
@@ -803,41 +803,37 @@ def begin(stream: Any) -> int:
 
 
 def blocks(stream: Any, left: float, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
-    """Yield the lines in the next bytes (left) of a stream as (buffer, length), some size bytes at
-    a time: whole ones that stay until the next are asked for; only the last may lack its newline.
-    Raises Refused, at the start of a source for another format as well."""
+    """Yield the lines in the next bytes (left) of a stream as (buffer, length), some size bytes and
+    the rest of a line at a time, which stay until the next are asked for; only the last line may
+    lack its newline. Raises Refused, at the start of a source for another format as well."""
     if is_start:
-        left -= begin(stream)
+        left -= skip_mark(stream)
     buffer = bytearray(size)
-    held = 0
-    while left:
-        if held > MAX_LINE:
-            raise Refused(TOO_LONG)
-        if held + size > len(buffer):
-            buffer = buffer[:held].ljust(min(2 * len(buffer), MAX_LINE + 2 * size), b"\0")
-        count = stream.readinto(memoryview(buffer)[held : held + int(min(size, left))])
-        if not count and left < ENDLESS:
-            raise Refused(CUT_SHORT)
-        left = left - count if count else 0
-        filled = held + count
-        length = buffer.rfind(b"\n", held, filled) + 1 if left else filled
-        if length:
-            yield buffer, length
-            buffer[: filled - length] = buffer[length:filled]
-        held = filled - length
+    while left > 0 and (length := stream.readinto(memoryview(buffer)[: int(min(size, left))])):
+        if buffer[length - 1] != NEWLINE:
+            rest = line_rest(stream)
+            buffer[length : length + len(rest)] = rest
+            length += len(rest)
+        left -= length
+        yield buffer, length
+    if 0 < left < ENDLESS:
+        raise Refused(CUT_SHORT)
 
 
-def line_start(file: Any, offset: int) -> int:
+def line_rest(stream: io.BufferedIOBase) -> bytes:
+    """What is left of a line in a stream."""
+    rest = stream.readline(MAX_LINE + 1)
+    if len(rest) > MAX_LINE:
+        raise Refused(TOO_LONG)
+    return rest
+
+
+def line_start(file: io.BufferedIOBase, offset: int) -> int:
     """Go to the first line of a file that begins at an offset (bytes) or after it; return where."""
     file.seek(max(offset - 1, 0))
-    if offset:
-        rest = file.readline(MAX_LINE + 1)
-        if not rest:
-            raise Refused(CUT_SHORT)
-        if len(rest) > MAX_LINE:
-            raise Refused(TOO_LONG)
-    position: int = file.tell()
-    return position
+    if offset and not line_rest(file):
+        raise Refused(CUT_SHORT)
+    return file.tell()
 
 
 # -- Scanning ranges, here or elsewhere ------------------------------------------------------------
