@@ -666,7 +666,6 @@ READAHEAD_BYTES = 8 << 20  # bytes to ask a URL for at once
 GZIP = rb"\x1f\x8b"
 ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
-REPLACED = "the file was replaced while it was read; load it again"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
 AS_JSON = "export it as newline-delimited JSON"
 FORMATS = {  # by their first bytes
@@ -766,7 +765,7 @@ def opened(part: Range) -> Iterator[tuple[Any, Any, float]]:
         return
     with opened_source(part.source) as (file, version):
         if part.version and part.version != version:
-            raise Refused(REPLACED)
+            raise Refused("the file was replaced while it was read; load it again")
         if part.end is None:
             yield decompressed(file), file, ENDLESS
         else:
@@ -863,26 +862,19 @@ def is_pipe(source: str) -> bool:
     return source == "-" or (os.path.exists(source) and not is_file)
 
 
-def ranges(sources: Iterable[str], size: int) -> list[Range]:
-    """The ranges that make up some sources, in order: of some size in bytes (of a URL 128 MiB or
-    more), or a whole source where it can't be split. Raises LoadError if one can't be read."""
-    parts = []
-    for source in sources:
-        with about(source):
-            if is_pipe(source):
-                parts.append(Range(source))
-                continue
-            with opened_source(source) as (file, version):
-                is_whole = not file.seekable() or decompressed(file) is not file
-                end = file.seek(0, os.SEEK_END) if file.seekable() else 0
-            if is_whole:
-                parts.append(Range(source, version=version, size=end))
-                continue
-            step = max(size, 4 * BATCH) if "://" in source else size
-            for start in range(0, end, step):
-                length = min(step, end - start)
-                parts.append(Range(source, start, start + length, version, size=length))
-    return parts
+def ranges(source: str, size: int) -> list[Range]:
+    """The ranges that make up a source, in order: of some size in bytes (of a URL 128 MiB or more),
+    or all of it where it can't be split. Raises LoadError if it can't be read."""
+    if is_pipe(source):
+        return [Range(source)]
+    with about(source), opened_source(source) as (file, version):
+        is_whole = not file.seekable() or decompressed(file) is not file
+        end = file.seek(0, os.SEEK_END) if file.seekable() else 0
+    if is_whole:
+        return [Range(source, version=version, size=end)]
+    step = max(size, 4 * BATCH) if "://" in source else size
+    borders = itertools.pairwise([*range(0, end, step), end])
+    return [Range(source, start, stop, version, size=stop - start) for start, stop in borders]
 
 
 def begun_ahead(
@@ -1603,7 +1595,7 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
     """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
     moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
     if not is_pipe(source):
-        yield from itertools.takewhile(lambda _: not stopped, ranges([source], BATCH))
+        yield from itertools.takewhile(lambda _: not stopped, ranges(source, BATCH))
         return
     # Without blocking: it may be long until a named pipe is opened at its other end.
     descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
@@ -2253,7 +2245,9 @@ def main(
         if events:
             check_database(db, rule, dry_run)
             file = stack.enter_context(opened_rejects(rejects)) if rejects and not dry_run else None
-            parts = [] if commit_every else ranges(sources, CLUSTER_RANGE if cluster else BATCH)
+            size = CLUSTER_RANGE if cluster else BATCH
+            at_once = [] if commit_every else sources
+            parts = [part for source in at_once for part in ranges(source, size)]
             bar = stack.enter_context(progress_bar(progress, parts))
             kind = LiveLoader if commit_every else Loader
             loader = kind(

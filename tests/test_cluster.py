@@ -273,7 +273,7 @@ def test_no_range_is_left_out_while_there_are_no_workers(
     monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
     rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
     scan = Scanner(rule, ("2000-01-01", "2099-12-31"))
-    parts = ranges([str(path)], 200_000)
+    parts = ranges(str(path), 200_000)
     found = list(scan_on_cluster(parts, scan, cluster.address))
     assert [part for part, _ in found] == parts
     assert sum(batch.tally.lines for _, batch in found) == 1000

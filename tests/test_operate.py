@@ -315,7 +315,7 @@ def test_the_bytes_of_progress_add_up(loader: Loader, case: str) -> None:
     content = data if isinstance(data, bytes) else data()
     path = str(loader.directory / loader.file(content))
     scan = Scanner(RULE, DATES)
-    parts = ranges([path], cut)
+    parts = ranges(path, cut)
     found = [batch.tally.bytes for part in parts for batch in scan(part)]
     assert (sum(found), min(found, default=0) >= 0) == (len(content), True)
     assert sum(part.size for part in parts) == len(content)

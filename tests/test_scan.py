@@ -353,7 +353,7 @@ def test_the_sample(tmp_path: Path, compress: Any, size: int) -> None:
     path = tmp_path / "events"
     path.write_bytes(compress(data))
     found = scanned(
-        ranges([str(path)], 10**6), Scanner(quick(plain.DEFAULT), ALL_DATES, False, True, size)
+        ranges(str(path), 10**6), Scanner(quick(plain.DEFAULT), ALL_DATES, False, True, size)
     )
     assert found == plain.read(data)
     assert {date: len(users) for date, users in found[0].items()} == {

@@ -46,8 +46,8 @@ def libraries(loader: Loader) -> None:
 def read(*urls: str, size: int = load_active_users.BATCH) -> tuple[dict[str, set[str]], int]:
     """The users and the number of lines of some URLs, read in this process."""
     load = Load()
-    sources = [source for url in urls for source in expanded(url)]
-    for _, batch in scan_in_turn(ranges(sources, size), SCAN):
+    parts = [part for url in urls for name in expanded(url) for part in ranges(name, size)]
+    for _, batch in scan_in_turn(parts, SCAN):
         load.add(batch)
     users = {day: {user for some in load.users(day) for user in some} for day in load.days}
     return users, load.tally.lines
@@ -89,8 +89,8 @@ def test_ranges_of_a_url(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data = SAMPLE.read_bytes()
     memory.pipe("/x", data)
     monkeypatch.setattr(load_active_users, "BATCH", 25_000)
-    assert len(ranges(["memory://x"], 100_000)) == 25
-    assert len(ranges(["memory://x"], 10_000)) == 25  # each is a request
+    assert len(ranges("memory://x", 100_000)) == 25
+    assert len(ranges("memory://x", 10_000)) == 25  # each is a request
     assert read("memory://x", size=100_000) == (plain.read(data)[0], 1000)
 
 
@@ -407,7 +407,7 @@ def test_ranges_of_an_object(bucket: str, monkeypatch: pytest.MonkeyPatch) -> No
     data = SAMPLE.read_bytes()
     put(bucket, "ranges/x", data)
     monkeypatch.setattr(load_active_users, "BATCH", 25_000)
-    assert len(ranges(["s3://events/ranges/x"], 100_000)) == 25
+    assert len(ranges("s3://events/ranges/x", 100_000)) == 25
     assert read("s3://events/ranges/x", size=100_000) == (plain.read(data)[0], 1000)
 
 
@@ -421,7 +421,7 @@ def test_objects_that_are_missing(loader: Loader, bucket: str, name: str) -> Non
 @s3_only
 def test_an_object_that_is_replaced_meanwhile(bucket: str) -> None:
     put(bucket, "replaced.jsons", SAMPLE.read_bytes())
-    (part,) = ranges(["s3://events/replaced.jsons"], load_active_users.BATCH)
+    (part,) = ranges("s3://events/replaced.jsons", load_active_users.BATCH)
     import fsspec
 
     tag = fsspec.filesystem("s3").info("events/replaced.jsons")["ETag"]
@@ -436,7 +436,7 @@ def test_a_file_that_is_replaced_meanwhile(tmp_path: Path) -> None:
     path, other = tmp_path / "x", tmp_path / "other"
     path.write_bytes(SAMPLE.read_bytes())
     other.write_bytes(SAMPLE.read_bytes())
-    (part,) = ranges([f"file://{path}"], load_active_users.BATCH)
+    (part,) = ranges(f"file://{path}", load_active_users.BATCH)
     other.rename(path)
     with pytest.raises(LoadError, match=r"the file was replaced while it was read; load it again$"):
         list(SCAN(part))
