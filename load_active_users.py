@@ -1632,8 +1632,7 @@ class LiveLoader(Loader):
     is_told: bool = False  # that they wait for the database
     stopped: list[int] = []  # the signals that have come
     failure: LoadError | None = None  # what else has ended it
-    lost_lines: int = 0  # that were read, and are in no load any more
-    refused_lines: int = 0  # of them, those that failure tells of
+    lines_read: int = 0
 
     def load_arriving(self, sources: list[str]) -> None:
         """Load what comes, every so many seconds. Raises LoadError, and says what is not stored."""
@@ -1657,9 +1656,8 @@ class LiveLoader(Loader):
                 self.commit_at_last()
             if self.failure:
                 raise self.failure
-        except (LoadError, SystemExit) as error:
-            lost = self.lost_lines + sum(load.tally.lines for load in self.waiting)
-            self.say_lost(lost - self.refused_lines * (error is self.failure))
+        except (LoadError, SystemExit):
+            self.say_lost()
             raise
 
     def is_ending(self) -> bool:
@@ -1677,16 +1675,12 @@ class LiveLoader(Loader):
             if load.tally.lines:
                 self.waiting.append(load)
         except LoadError as error:
-            self.lost_lines += load.tally.lines
-            if not self.failure:
-                self.failure = error
-                self.refused_lines = load.tally.lines
+            self.failure = self.failure or error
             load.close()
 
     def taken(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives batch by batch; yield after each, and when nothing has come for a
         while. An error ends it, to be raised when what was taken before is committed."""
-        lines = 0
         try:
             for source in itertools.takewhile(lambda _: not self.stopped, sources):
                 with about(source):
@@ -1695,18 +1689,17 @@ class LiveLoader(Loader):
                             yield
                             continue
                         for batch in self.scanner()(part):
-                            lines = batch.tally.lines
+                            self.lines_read += batch.tally.lines
                             self.take(self.load, part, batch)
-                            lines = 0
                             yield
                             if self.stopped and part.data is None:
                                 break  # of a file, more can be read another time
         except LoadError as error:
             self.failure = error
-            self.lost_lines = lines
 
-    def say_lost(self, lines: int) -> None:
+    def say_lost(self) -> None:
         """Say which lines were read, and are not stored."""
+        lines = self.lines_read - self.report.tally.lines
         if lines and self.part:
             last = f"{redacted(self.part.source)}:{self.lines}"
             say(f"not stored: the last lines that were read ({lines}), up to {last}")

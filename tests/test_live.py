@@ -283,6 +283,7 @@ def test_each_interval_may_have_bad_records(live: Start) -> None:
     more = "more than --max-bad-records 2; nothing was loaded since the last commit"
     assert err.splitlines() == [
         *(f"-:{number}: {NO_OBJECT}" for number in (1, 2, 4, 6, 8, 9, 10)),
+        "not stored: the last lines that were read (4), up to -:10",
         f"Error: bad records: 3, {more}",
     ]
     assert pipe.users() == ["a", "b"]
@@ -677,7 +678,8 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
         "bad records: 1, more than --max-bad-records 0; nothing was loaded since the last commit"
     )
     assert pipe.process.wait(30) == 1
-    assert pipe.said() == f"{bad}Error: {refused}\n"
+    lost = "not stored: the last lines that were read (2), up to -:5"
+    assert pipe.said() == f"{bad}{lost}\nError: {refused}\n"
     assert pipe.users() == ["a", "b", "c"]
 
 
