@@ -1631,7 +1631,6 @@ class LiveLoader(Loader):
     waiting: list[Load] = []  # those of earlier intervals that are not committed yet
     is_told: bool = False  # that they wait for the database
     stopped: list[int] = []  # the signals that have come
-    failure: LoadError | None = None  # what else has ended it
     lines_read: int = 0
 
     def load_arriving(self, sources: list[str]) -> None:
@@ -1641,68 +1640,54 @@ class LiveLoader(Loader):
                 signal.signal(number, lambda number, _: self.stopped.append(number))
         due = time.monotonic() + self.every
         try:
-            for _ in self.taken(sources):
-                while not self.is_ending() and (time.monotonic() >= due or self.is_full()):
-                    if self.waiting and time.monotonic() < due:
-                        time.sleep(POLL_SECONDS)
-                        continue
+            try:
+                for _ in self.taken(sources):
+                    while not self.stopped and (time.monotonic() >= due or self.is_full()):
+                        if self.waiting and time.monotonic() < due:
+                            time.sleep(POLL_SECONDS)
+                            continue
+                        self.finish_interval()
+                        self.commit_or_wait()
+                        due = time.monotonic() + self.every
+                self.finish_interval()
+            finally:  # an error ends it when what was read before is committed
+                with contextlib.suppress(LoadError):
                     self.finish_interval()
-                    self.commit_or_wait()
-                    due = time.monotonic() + self.every
-                if self.failure:
-                    break
-            self.finish_interval()
-            if self.waiting:
                 self.commit_at_last()
-            if self.failure:
-                raise self.failure
         except (LoadError, SystemExit):
-            self.say_lost()
+            lost = self.lines_read - self.report.tally.lines
+            if lost and self.part:
+                last = f"{redacted(self.part.source)}:{self.lines}"
+                say(f"not stored: the last lines that were read ({lost}), up to {last}")
             raise
-
-    def is_ending(self) -> bool:
-        return bool(self.stopped or self.failure)
 
     def is_full(self) -> bool:
         """Whether as many users wait for a commit as are to be held."""
         return sum(load.size + 256 for load in (self.load, *self.waiting)) > LIVE_BYTES
 
     def finish_interval(self) -> None:
-        """Let the load of an interval wait for its commit, unless its bad records refuse it."""
+        """Let the load of an interval wait for its commit. Raises LoadError if its bad records
+        refuse it."""
         load, self.load = self.load, Load()
-        try:
-            self.check(load)
-            if load.tally.lines:
-                self.waiting.append(load)
-        except LoadError as error:
-            self.failure = self.failure or error
-            load.close()
+        self.check(load)
+        if load.tally.lines:
+            self.waiting.append(load)
 
     def taken(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives batch by batch; yield after each, and when nothing has come for a
-        while. An error ends it, to be raised when what was taken before is committed."""
-        try:
-            for source in itertools.takewhile(lambda _: not self.stopped, sources):
-                with about(source):
-                    for part in arriving(source, self.stopped):
-                        if part is None:
-                            yield
-                            continue
-                        for batch in self.scanner()(part):
-                            self.lines_read += batch.tally.lines
-                            self.take(self.load, part, batch)
-                            yield
-                            if self.stopped and part.data is None:
-                                break  # of a file, more can be read another time
-        except LoadError as error:
-            self.failure = error
-
-    def say_lost(self) -> None:
-        """Say which lines were read, and are not stored."""
-        lines = self.lines_read - self.report.tally.lines
-        if lines and self.part:
-            last = f"{redacted(self.part.source)}:{self.lines}"
-            say(f"not stored: the last lines that were read ({lines}), up to {last}")
+        while. Raises LoadError."""
+        for source in itertools.takewhile(lambda _: not self.stopped, sources):
+            with about(source):
+                for part in arriving(source, self.stopped):
+                    if part is None:
+                        yield
+                        continue
+                    for batch in self.scanner()(part):
+                        self.lines_read += batch.tally.lines
+                        self.take(self.load, part, batch)
+                        yield
+                        if self.stopped and part.data is None:
+                            break  # of a file, more can be read another time
 
     def commit_or_wait(self) -> None:
         """Commit what waits, or keep it while the database is unavailable, and say so once."""
