@@ -1840,8 +1840,8 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     axes.tick_params(axis="y", length=0)
     caption = " to ".join(sorted({day for day, _ in (*rows[:1], *rows[-1:])})) or "no dates yet"
     if rows:
-        days = [date.fromisoformat(day).toordinal() - EPOCH.toordinal() for day, _ in rows]
-        draw_counts(axes, days, [count for _, count in rows])
+        first = EPOCH.toordinal()
+        draw_counts(axes, {date.fromisoformat(day).toordinal() - first: n for day, n in rows})
     else:
         axes.set(xticks=[], yticks=[])
     if rows and terms:
@@ -1852,36 +1852,35 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     return figure
 
 
-def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
+def draw_counts(axes: Any, counts: dict[int, int]) -> None:
     """Draw a bar for each day (counted from 1970-01-01), and grey where days have none: up to 13
     days with its count, from then on with the 7-day average."""
     from matplotlib import dates, ticker
 
-    first = days[0]
-    last = days[-1]
+    first = min(counts)
+    last = max(counts)
     span = last - first + 1
     half = 0.4 if span <= 100 else 0.5
-    edges = [edge for day in days for edge in (day - half, day + half)]
-    between = [value for count in counts for value in (count, NAN)][:-1]
-    axes.stairs(between, edges, fill=True, color="#7fa8d1" if span < 14 else "#b3cce6")
-    gaps = [(one, other) for one, other in itertools.pairwise(days) if other - one > 1]
+    edges = [edge for day in counts for edge in (day - half, day + half)]
+    heights = [value for count in counts.values() for value in (count, NAN)][:-1]
+    axes.stairs(heights, edges, fill=True, color="#7fa8d1" if span < 14 else "#b3cce6")
+    gaps = [(one, other) for one, other in itertools.pairwise(counts) if other - one > 1]
     for number, (before, after) in enumerate(gaps):
         label = None if number else "no data"  # one is enough for the legend
         axes.axvspan(before + 0.5, after - 0.5, color="0.93", linewidth=0, label=label)
     if span < 14:
-        texts = [f"{count:,}" for count in counts]
-        points = min(9, 1000 / max(span, 7) / max(map(len, texts)))  # neighbours do not touch
+        longest = len(f"{max(counts.values()):,}")
+        points = min(9, 1000 / max(span, 7) / longest)  # neighbours do not touch
         style = {"textcoords": "offset points", "ha": "center", "fontsize": points}
-        for day, count, text in zip(days, counts, texts, strict=True):
-            axes.annotate(text, (day, count), (0, 3), **style)
+        for day, count in counts.items():
+            axes.annotate(f"{count:,}", (day, count), (0, 3), **style)
     else:
-        averages = dict(zip(days, week_averages(days, counts), strict=True))
-        line = sorted(({day + 1: NAN for day in days} | averages).items())  # which ends at a gap
+        line = week_averages(counts).items()
         axes.plot(*zip(*line, strict=True), color="#1f3b5c", label="7-day average")
     margin = max(0.6, (7 - span) / 2, span / 100)
     earliest, latest = (day.toordinal() - EPOCH.toordinal() for day in (date.min, date.max))
     axes.set_xlim(max(first - margin, earliest), min(last + margin, latest))
-    axes.set_ylim(0, max(*counts, 1) * 1.08)
+    axes.set_ylim(0, max(*counts.values(), 1) * 1.08)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     ticks: Any = ticker.FixedLocator(range(first, last + 1))
@@ -1894,13 +1893,16 @@ def draw_counts(axes: Any, days: list[int], counts: list[int]) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
 
 
-def week_averages(days: list[int], counts: list[int]) -> list[float]:
+def week_averages(counts: dict[int, int]) -> dict[int, float]:
     """The average of each day and the six before it, of those that have a count: NaN in the first
-    six days, and where fewer than four have one."""
-    averages = []
-    for index, day in enumerate(days):
-        week = [counts[i] for i in range(max(index - 6, 0), index + 1) if days[i] > day - 7]
-        averages.append(sum(week) / len(week) if day - days[0] >= 6 and len(week) >= 4 else NAN)
+    six days, where fewer than four have one, and on the day after the last of a stretch."""
+    averages = {}
+    first = min(counts)
+    for day in counts:
+        week = [counts[one] for one in range(day - 6, day + 1) if one in counts]
+        is_known = day >= first + 6 and len(week) >= 4
+        averages[day] = sum(week) / len(week) if is_known else NAN
+        averages[day + 1] = NAN  # if that has no count: there the line ends
     return averages
 
 
