@@ -1811,13 +1811,6 @@ PICTURES: Any = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"C
 NAN = float("nan")
 
 
-def picture(rows: list[tuple[str, int]], terms: Terms | None, suffix: str) -> bytes:
-    """Draw rows of active_user_table, as one of PICTURES. The same rows give the same bytes."""
-    file = io.BytesIO()
-    drawn(rows, terms).savefig(file, format=suffix[1:], metadata=PICTURES[suffix])
-    return file.getvalue()
-
-
 def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     """The matplotlib figure of some rows of active_user_table."""
     import logging
@@ -1908,15 +1901,15 @@ def week_averages(counts: dict[int, int]) -> dict[int, float]:
 
 def plot_table(path: str, target: str) -> None:
     """Draw the active_user_table of a database into a file, which is whole at any moment; behind
-    a link, the file that it links to. Raises LoadError."""
+    a link, the file that it links to. The same rows give the same bytes. Raises LoadError."""
     rows, terms = stored_counts(target)
     with about(f"{path}: what was loaded is loaded, but not drawn"):
-        content = picture(rows, terms, os.path.splitext(path)[1].lower())
+        figure = drawn(rows, terms)
+        suffix = os.path.splitext(path)[1].lower()
         path = os.path.realpath(path)
         unfinished = f"{path}.{os.urandom(4).hex()}"
         try:
-            with open(unfinished, "xb") as file:
-                file.write(content)
+            figure.savefig(unfinished, format=suffix[1:], metadata=PICTURES[suffix])
             if os.path.exists(path):
                 os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
             os.replace(unfinished, path)

@@ -1,5 +1,6 @@
 """The picture: where everything is in it, what it says, and that it is drawn wherever cron runs."""
 
+import io
 import itertools
 import re
 import shlex
@@ -22,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.dates import num2date
 from matplotlib.patches import Rectangle, StepPatch
 
-from load_active_users import drawn, picture, week_averages
+from load_active_users import PICTURES, Terms, drawn, week_averages
 
 pytestmark = pytest.mark.xdist_group("plot")  # of one process, which draws no picture twice
 TERMS = ("US/Central", ("user_engagement",), 3000, ("*_event",))
@@ -39,6 +40,12 @@ def series(days: int, missing: tuple[int, ...] = (), first: str = "2019-12-29") 
     start = date.fromisoformat(first)
     numbers = [n for n in range(days) if n not in missing]
     return [(str(start + timedelta(n)), 1000 + n * 37 % 1001) for n in numbers]
+
+
+def picture(rows: Rows, terms: Terms | None, suffix: str) -> bytes:
+    file = io.BytesIO()
+    drawn(rows, terms).savefig(file, format=suffix[1:], metadata=PICTURES[suffix])
+    return file.getvalue()
 
 
 def texts(svg: bytes) -> list[str]:
