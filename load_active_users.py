@@ -1983,13 +1983,13 @@ def make_rule(dates: str | None, *terms: Any) -> Rule:
 
 
 def identity(file: str | int) -> object:
-    """What is the same for two names of one file; None for what is no file, such as a terminal."""
+    """What is the same for two names of one file, and never for what is none, as a terminal."""
     try:
         status = os.stat(file)
     except OSError:
         return os.path.realpath(str(file))
     is_file = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)
-    return (status.st_dev, status.st_ino) if is_file else None
+    return (status.st_dev, status.st_ino) if is_file else object()
 
 
 def check_files(sources: list[str], db: str, rejects: str | None, plot: str | None) -> None:
@@ -2001,14 +2001,11 @@ def check_files(sources: list[str], db: str, rejects: str | None, plot: str | No
         paths = [*map(os.path.expanduser, paths), os.path.join(paths[-1], paths[0])]
         for path in paths if source != "-" else [0]:
             files[identity(path)] = f"the input {redacted(source)}"
-    outputs = {"--rejects": rejects, "--plot": plot}
-    if not is_postgres(db):
-        path = os.path.realpath(db)
-        beside = {f"--db's {end}": path + end for end in ("-journal", "-wal", "-shm")}
-        outputs = {"--db": db, **beside, **outputs}
+    path = os.path.realpath(db)
+    beside = {f"--db's {end}": path + end for end in ("-journal", "-wal", "-shm")}
+    outputs = {"--db": db, **beside, "--rejects": rejects, "--plot": plot}
     for name, output in outputs.items():
-        file = identity(output) if output else None
-        if file is not None and (other := files.setdefault(file, name)) != name:
+        if output and (other := files.setdefault(identity(output), name)) != name:
             raise click.UsageError(printable(f"{name} and {other} are the same file: {output!r}"))
 
 
