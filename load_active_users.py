@@ -1947,10 +1947,8 @@ def check_options(
     plot: str | None,
 ) -> None:
     """Raise UsageError for options that contradict each other, or have values that can't be."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        variable = f"{context.auto_envvar_prefix}_{str(parameter.name).upper()}"
-        if os.environ.get(variable) == "":  # which click passes over
+    for variable, value in os.environ.items():
+        if variable.startswith("LOAD_ACTIVE_USERS_") and not value:  # which click passes over
             raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
