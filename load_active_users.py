@@ -2087,9 +2087,15 @@ def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Any:
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """End with status 1 and a line on standard error at whatever refuses the load."""
+    """End with a line on standard error at whatever refuses the load or its command line."""
     try:
         yield
+    except click.ClickException as error:
+        shown = without_secrets(error.message)  # a URL may stand after a wrong option
+        error.message = shown  # type: ignore[misc]
+        with contextlib.suppress(OSError):
+            error.show()
+        sys.exit(error.exit_code)
     except (LoadError, OSError, MemoryError) as error:
         say(f"Error: {error if isinstance(error, LoadError) else reason(error)}")
         sys.exit(1)
@@ -2202,7 +2208,7 @@ def main(
     """
     if not commit_every:
         handle_stops(stop)
-    with exit_status(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         check_options(events, db, dates, replace, cluster, commit_every, dry_run, plot)
         sources = [source for event in events for source in expanded(event)]
         check_files(sources, db, rejects, plot)
@@ -2239,12 +2245,5 @@ if IS_COMMAND:
     open_standard_streams()
     gc.freeze()  # what was imported stays: to look through it again and again takes a tenth
     gc.enable()
-    with exit_status():  # also when click's own output can't be written
-        try:
-            main(standalone_mode=False)
-        except click.ClickException as error:
-            shown = without_secrets(error.message)  # a URL may stand after a wrong option
-            error.message = shown  # type: ignore[misc]
-            with contextlib.suppress(OSError):
-                error.show()
-            sys.exit(error.exit_code)
+    with exit_status():
+        main(standalone_mode=False)

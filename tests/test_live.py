@@ -111,9 +111,10 @@ def live(loader: Loader) -> Iterator[Start]:
     def start(*args: object, every: float = 1, **constants: float | None) -> Live:
         """Start a loader; with other constants, too."""
         command = loader.command("--commit-every", every, *args, "-")
-        changes = [f"it.{name} = {value}; " for name, value in constants.items() if value]
+        changes = [f"it.{name} = {value}" for name, value in constants.items() if value]
         if changes:
-            command[1:2] = ["-c", f"import load_active_users as it; {''.join(changes)}it.main()"]
+            run = "with it.exit_status(): it.main(standalone_mode=False)"
+            command[1:2] = ["-c", "\n".join(["import load_active_users as it", *changes, run])]
         started.append(Live(loader, command))
         return started[-1]
 

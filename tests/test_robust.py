@@ -123,9 +123,12 @@ def when_it_reads(process: Process) -> None:
     assert wait_for(lambda: has_read_all(process))
 
 
+COMMAND = "with loader.exit_status():\n    loader.main(standalone_mode=False)"
+
+
 def in_a_process(loader: Loader, code: str, *args: object, **more: Any) -> Process:
     """The command, after some code that sees it as `loader`."""
-    code = f"import os, signal, sys\nimport load_active_users as loader\n{code}\nloader.main()"
+    code = f"import os, signal, sys\nimport load_active_users as loader\n{code}\n{COMMAND}"
     return Process(
         [sys.executable, "-c", code, *map(str, args)],
         cwd=loader.directory,

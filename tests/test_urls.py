@@ -201,7 +201,8 @@ import sys
 import load_active_users as loader
 for url in sys.stdin.read().split("\\n"):
     try:
-        loader.main(["--db", "x.db", "-q", url], standalone_mode=False)
+        with loader.exit_status():
+            loader.main(["--db", "x.db", "-q", url], standalone_mode=False)
     except SystemExit:
         print(url, file=sys.stdout)
     except BaseException as error:
