@@ -1629,7 +1629,6 @@ class LiveLoader(Loader):
 
     load: Load = msgspec.field(default_factory=Load)  # of this interval
     waiting: list[Load] = []  # those of earlier intervals that are not committed yet
-    is_told: bool = False  # that they wait for the database
     stopped: list[int] = []  # the signals that have come
     lines_read: int = 0
 
@@ -1646,8 +1645,7 @@ class LiveLoader(Loader):
                         if self.waiting and time.monotonic() < due:
                             time.sleep(POLL_SECONDS)
                             continue
-                        self.finish_interval()
-                        self.commit_or_wait()
+                        self.commit_interval()
                         due = time.monotonic() + self.every
                 self.finish_interval()
             finally:  # an error ends it when what was read before is committed
@@ -1689,35 +1687,35 @@ class LiveLoader(Loader):
                         if self.stopped and part.data is None:
                             break  # of a file, more can be read another time
 
-    def commit_or_wait(self) -> None:
-        """Commit what waits, or keep it while the database is unavailable, and say so once."""
+    def commit_interval(self) -> None:
+        """Commit what came, or keep it while the database is unavailable, and say so once."""
+        is_told = bool(self.waiting)
+        self.finish_interval()
         try:
-            self.commit_waiting(LIVE_LOCK_SECONDS)
-            self.is_told = False
+            self.commit_waiting(0)
         except Unavailable as error:
-            if not self.is_told:
+            if not is_told:
                 say(f"{error}; what was read waits, trying again every {self.every:g} s")
-            self.is_told = True
 
-    def commit_waiting(self, lock_timeout: float) -> None:
-        """Commit the loads that wait, each in a transaction. Raises LoadError, Unavailable."""
+    def commit_waiting(self, patience: float) -> None:
+        """Commit the loads that wait, each in a transaction, and try so many seconds. Raises
+        LoadError, Unavailable."""
+        deadline = time.monotonic() + patience
         while self.waiting:
-            self.commit(self.waiting[0], lock_timeout)
-            self.waiting.pop(0).close()
+            try:
+                self.commit(self.waiting[0], max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
+                self.waiting.pop(0).close()
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
 
     def commit_at_last(self) -> None:
         """Commit what is left when a live load ends; wait as long as any load does, or until one
         more signal. Raises LoadError."""
         again = self.stopped
         handle_stops(lambda number, frame: stop(number, frame) if again else again.append(number))
-        deadline = time.monotonic() + LOCK_SECONDS
-        while self.waiting:
-            try:
-                self.commit_waiting(max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
-            except Unavailable:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(POLL_SECONDS)
+        self.commit_waiting(LOCK_SECONDS)
 
 
 # -- The report ------------------------------------------------------------------------------------
