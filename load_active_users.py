@@ -1591,8 +1591,8 @@ LIVE_BYTES = 256 << 10  # of users to commit at once: readers are locked out for
 POLL_SECONDS = 0.2  # without input, after which to look at the clock
 
 
-def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
-    """Yield the whole lines that come through a pipe as ranges, and None where there are none for a
+def arriving(source: str, stopped: list[int]) -> Iterator[Range]:
+    """Yield the whole lines that come through a pipe as ranges, empty where there are none for a
     moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
     if not is_pipe(source):
         yield from itertools.takewhile(lambda _: not stopped, ranges(source, BATCH))
@@ -1602,23 +1602,20 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range | None]:
     with open(descriptor, "rb", buffering=0, closefd=source != "-"):
         held = bytearray()
         start = 0
+        is_open = True
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        while not stopped:
-            chunk = None
+        while is_open and not stopped:
+            known = len(held)
             if poll.poll(POLL_SECONDS * 1000):
-                chunk = os.read(descriptor, 1 << 20)
-                length = len(held) + chunk.rfind(b"\n") + 1 if b"\n" in chunk or not chunk else 0
-                held += chunk
-                if length:
-                    yield Range(source, start, data=bytes(held[:length]))
-                    start += length
-                    del held[:length]
-                if len(held) > MAX_LINE:
-                    raise Refused(TOO_LONG)
-            if chunk == b"":
-                return
-            yield None
+                held += os.read(descriptor, 1 << 20)
+                is_open = len(held) > known
+            length = held.rfind(b"\n", known) + 1 if is_open else len(held)
+            yield Range(source, start, data=bytes(held[:length]))
+            start += length
+            del held[:length]
+            if len(held) > MAX_LINE:
+                raise Refused(TOO_LONG)
         if held:
             say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
 
@@ -1672,17 +1669,15 @@ class LiveLoader(Loader):
             self.waiting.append(load)
 
     def taken(self, sources: list[str]) -> Iterator[None]:
-        """Take what arrives batch by batch; yield after each, and when nothing has come for a
+        """Take what arrives batch by batch; yield after each, also when nothing has come for a
         while. Raises LoadError."""
         for source in itertools.takewhile(lambda _: not self.stopped, sources):
             with about(source):
                 for part in arriving(source, self.stopped):
-                    if part is None:
-                        yield
-                        continue
                     for batch in self.scanner()(part):
                         self.lines_read += batch.tally.lines
-                        self.take(self.load, part, batch)
+                        if batch.tally.bytes:
+                            self.take(self.load, part, batch)
                         yield
                         if self.stopped and part.data is None:
                             break  # of a file, more can be read another time

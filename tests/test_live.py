@@ -388,11 +388,11 @@ def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
         for _ in range(1100):
             stack.enter_context(open(os.devnull))
         found = arriving(str(tmp_path / "pipe"), [])
-        assert next(found) is None
+        assert next(found).data == b""
         with open(tmp_path / "pipe", "wb") as writer:
             writer.write(b"a\n")
             writer.flush()
-            assert next(part.data for part in found if part) == b"a\n"
+            assert next(part.data for part in found if part.data) == b"a\n"
 
 
 # -- Signals
