@@ -2132,11 +2132,10 @@ def handle_stops(handler: Any) -> None:
 def open_standard_streams() -> None:
     """Give nothing else the descriptors of standard streams that a daemon has closed: output goes
     nowhere, and input can't be read."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_WRONLY)
+    descriptor = 0
+    while descriptor < 3:  # each time the first that is free
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.close(descriptor)
     sys.stdout = sys.stdout or open(1, "w")
     sys.stderr = sys.stderr or open(2, "w")
 
