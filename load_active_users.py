@@ -71,10 +71,6 @@ class Refused(Exception):
     """What it is about, as `about` tells, can't be used as it is; the message says why."""
 
 
-class BadRecord(ValueError):
-    """A line is not an event, or its event has an impossible field; the message is the reason."""
-
-
 REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
     "SQLITE_BUSY": "another program keeps it locked; try again when that is done",
     "SQLITE_READONLY": "make the file and its directory writable, or choose another --db",
@@ -242,23 +238,23 @@ def to_json(value: Any) -> str:
 
 
 def field(record: Any, name: str, kind: type, path: str = "") -> Any:
-    """A field of a JSON object, which may be null or absent. Raises BadRecord."""
+    """A field of a JSON object, which may be null or absent. Raises ValueError."""
     if type(record) is not dict:
-        raise BadRecord(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
+        raise ValueError(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
     value = record.get(name)
     if value is not None and type(value) is not kind:
-        raise BadRecord(f"{path}{name} must be {JSON_TYPES[kind]}: {to_json(value)[:60]}")
+        raise ValueError(f"{path}{name} must be {JSON_TYPES[kind]}: {to_json(value)[:60]}")
     return value
 
 
 def integer(value: Any, name: str) -> int:
-    """The integer that a field holds, as a JSON number or string. Raises BadRecord."""
+    """The integer that a field holds, as a JSON number or string. Raises ValueError."""
     if type(value) is int:
         return value
     if type(value) is str and value.isascii() and value.removeprefix("-").isdigit():
         with contextlib.suppress(ValueError):  # more digits than Python converts
             return int(value)
-    raise BadRecord(f"{name} is not an integer: {to_json(value)[:60]}")
+    raise ValueError(f"{name} is not an integer: {to_json(value)[:60]}")
 
 
 # -- The rule --------------------------------------------------------------------------------------
@@ -305,7 +301,7 @@ class Rule:
 
     def evaluate(self, event: dict[str, Any]) -> tuple[int, Users]:
         """The number of engagement events, 1 or 0, and its user if it is active: this says what an
-        event means. Raises BadRecord."""
+        event means. Raises ValueError."""
         if not self.has_any_name and event.get("event_name") not in self.names:
             return 0, {}
         parameters = list(enumerate(field(event, "event_params", list) or ()))
@@ -319,9 +315,9 @@ class Rule:
                 msecs.append(integer(value["int_value"], ENGAGEMENT_TIME))
         user = field(event, "user_pseudo_id", str)
         if user and len(user.encode()) > MAX_USER:
-            raise BadRecord(f"user_pseudo_id is longer than {MAX_USER} bytes")
+            raise ValueError(f"user_pseudo_id is longer than {MAX_USER} bytes")
         if user and "\0" in user:
-            raise BadRecord("user_pseudo_id has a NUL character")
+            raise ValueError("user_pseudo_id has a NUL character")
         day = self.date_at(integer(event.get("event_timestamp"), "event_timestamp"))
         is_engaged = any(msec >= self.minimum_msec for msec in msecs)
         is_active = is_engaged and any(self.role(key) & VALUABLE for key in keys)
@@ -347,7 +343,7 @@ class Rule:
                 elif role:
                     value = parameter.value
                     if msec is not None or value is None or value.int_value is None:
-                        raise BadRecord("there is not one engagement time")
+                        raise ValueError("there is not one engagement time")
                     msec = value.int_value
                     is_valuable = is_valuable or role != HAS_TIME
             if msec is None:
@@ -365,7 +361,7 @@ class Rule:
         except TypeError:  # they are JSON numbers
             digits = "".join(map(str, times + msecs))
         if not digits.encode().isdigit():
-            raise BadRecord("there is an unusual number")
+            raise ValueError("there is an unusual number")
         found: Users = defaultdict(list)
         for timestamp, msec, user in zip(map(int, times), map(int, msecs), users, strict=True):
             day = date_of(timestamp // STRETCH) or self.date_at(timestamp)
@@ -374,27 +370,22 @@ class Rule:
         return len(times), found
 
     def date_throughout(self, stretch: int) -> str:
-        """The date of a stretch, by its number since 1970 UTC; empty if a midnight or a change of
-        the clocks is within it."""
-        first = self.local_time(stretch * STRETCH)
-        last = self.local_time(stretch * STRETCH + STRETCH - 1)
-        same = first.date() == last.date() and first.utcoffset() == last.utcoffset()
-        return first.date().isoformat() if same else ""
+        """The date of a stretch, by its number since 1970 UTC; empty if it ends on another. In no
+        zone has a stretch that begins and ends on one date another date between."""
+        first = self.date_at(stretch * STRETCH)
+        last = self.date_at(stretch * STRETCH + STRETCH - 1)
+        return first if first == last else ""
 
     def date_at(self, timestamp: int) -> str:
-        """The date of a timestamp (microseconds UTC). Raises BadRecord."""
-        return self.local_time(timestamp).date().isoformat()
-
-    def local_time(self, timestamp: int) -> datetime:
-        """The time of a timestamp (microseconds UTC) in the rule's zone, by the standard library
-        outside of 1970 to 2036, all that python-dateutil 2.9 knows. Raises BadRecord."""
+        """The date of a timestamp (microseconds UTC), by the standard library outside of 1970 to
+        2036, all that python-dateutil 2.9 knows. Raises ValueError."""
         try:
-            is_usual = 0 <= timestamp < YEAR_2037
-            zone = self.zone if is_usual else zone_info(self.terms[0])
-            return (EPOCH + timedelta(microseconds=timestamp)).astimezone(zone)
+            zone = self.zone if 0 <= timestamp < YEAR_2037 else zone_info(self.terms[0])
+            time_utc = EPOCH + timedelta(microseconds=timestamp)
+            return time_utc.astimezone(zone).date().isoformat()
         except (OverflowError, ValueError):
             what = f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
-            raise BadRecord(what) from None
+            raise ValueError(what) from None
 
 
 @lru_cache(maxsize=8)
@@ -454,12 +445,10 @@ def parse_dates(text: str | None, rule: Rule) -> Dates:
 # What a line means is said by Scanner.scan_line. Blocks of lines go a quicker way, which agrees
 # with it or gives up: whatever is in doubt goes line by line.
 
-RETURN, NEWLINE, OPEN, CLOSE = b"\r\n{}"
 BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
-SPLIT = 8  # of a block in which a line is unusual
 RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
 MAX_REPORTED = 20  # bad records of a load to report in full
 Buffer = bytes | bytearray
@@ -537,7 +526,7 @@ class Scanner(Struct):
         with about(place), opened(part) as (stream, file, length):
             position = file.tell()
             for buffer, filled in blocks(stream, length, part.start == 0, self.block_size):
-                self.scan_block(buffer, 0, filled, batch)
+                self.scan_block(buffer, filled, batch)
                 size += filled
                 if size >= BATCH:
                     batch.tally.bytes = file.tell() - position
@@ -548,41 +537,28 @@ class Scanner(Struct):
             batch.tally.bytes = file.tell() - position
             yield batch.close(self.dates)
 
-    def scan_block(self, buffer: bytearray, start: int, end: int, batch: Batch) -> None:
-        """Add the whole lines between two offsets of a buffer to a batch: at once, or where one of
-        them is unusual in smaller parts, and at last line by line."""
-        stop = end - (buffer[end - 1] == NEWLINE)
-        lines = stringzilla.count(buffer, b"\n", start, stop) + 1
-        if self.scan_quickly(buffer, start, stop, lines, batch):
-            return
-        size = (end - start) // SPLIT if lines > SPLIT else 0
-        while start < end:
-            # the end of a part, or else of a line
-            after = buffer.rfind(b"\n", start, min(start + size, end)) + 1
-            after = after or buffer.find(b"\n", start, end) + 1 or end
-            if size:
-                self.scan_block(buffer, start, after, batch)
-            else:
-                line = bytes(memoryview(buffer)[start:after])
-                self.scan_line(line.removesuffix(b"\n"), batch)
-            start = after
+    def scan_block(self, buffer: bytearray, length: int, batch: Batch) -> None:
+        """Add the whole lines in the first bytes of a buffer to a batch: all at once, or one by one
+        where one of them is unusual."""
+        end = length - buffer.endswith(b"\n", 0, length)
+        if not self.scan_quickly(buffer, end, batch):
+            for line in bytes(memoryview(buffer)[:end]).split(b"\n"):
+                self.scan_line(line, batch)
 
-    def scan_quickly(self, buffer: Buffer, start: int, stop: int, lines: int, batch: Batch) -> bool:
-        """Whether all of some lines could be added to a batch at once."""
+    def scan_quickly(self, text: Buffer, end: int, batch: Batch) -> bool:
+        """Whether all lines in the first bytes of a text could be added to a batch at once."""
         # Every line is framed as an object if all that is between them is "}\n{", or with CRLF.
-        is_crlf = buffer[stop - 1] == RETURN
-        stop -= is_crlf
-        between = b"}\r\n{" if is_crlf else b"}\n{"
-        is_framed = stop > start and buffer[start] == OPEN and buffer[stop - 1] == CLOSE
-        is_framed = is_framed and stringzilla.count(buffer, between, start, stop) == lines - 1
-        if not is_framed or self.has_escape(buffer, start, stop, b"\\u0000"):
+        last = b"}\r" if text.endswith(b"\r", 0, end) else b"}"
+        lines = stringzilla.count(text, b"\n", 0, end) + 1
+        is_framed = text.startswith(b"{", 0, end) and text.endswith(last, 0, end)
+        is_framed = is_framed and stringzilla.count(text, last + b"\n{", 0, end) == lines - 1
+        if not is_framed or self.has_escape(text, end, b"\\u0000"):
             return False
         try:
-            events = self.events(buffer, start, stop, lines)
-            engagement_events, users = self.rule.active_users(events)
+            engagement_events, users = self.rule.active_users(self.events(text, end, lines))
         except (ValueError, TypeError, RecursionError):
             return False  # the plain reading finds out which line it is
-        if lines > SPLIT:
+        if lines > 1:
             self.is_dense = engagement_events > lines // 2
         batch.add(engagement_events, users)
         batch.tally.lines += lines
@@ -591,67 +567,63 @@ class Scanner(Struct):
     def scan_line(self, line: bytes, batch: Batch) -> None:
         """Add a line, without its newline, to a batch: this says what a line means."""
         record = line.strip(BLANK)
-        if record and self.scan_quickly(record, 0, len(record), 1, batch):
+        if record and self.scan_quickly(record, len(record), batch):
             return
         batch.tally.lines += 1
         try:
             if not record:
                 batch.tally.blank_lines += 1
-            elif record[0] != OPEN or record[-1] != CLOSE:
-                raise BadRecord("is not a JSON object, {...}: one event per line is expected")
+            elif not (record.startswith(b"{") and record.endswith(b"}")):
+                raise ValueError("is not a JSON object, {...}: one event per line is expected")
             elif (
                 self.validate
                 or stringzilla.find(record, self.rule.needle) >= 0
-                or self.has_escape(record, 0, len(record))
+                or self.has_escape(record, len(record))
             ):
                 batch.add(*self.rule.evaluate(decoded(record)))
-        except BadRecord as error:
+        except (ValueError, RecursionError) as error:
             batch.tally.bad_records += 1
             if self.keep or len(batch.bad) < MAX_REPORTED:
                 batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
 
-    def has_escape(self, text: Buffer, start: int, stop: int, *escapes: bytes) -> bool:
+    def has_escape(self, text: Buffer, end: int, *escapes: bytes) -> bool:
         """Whether a text has an escape that can spell the needle, or one of some others."""
         escapes += self.rule.escapes
-        return text.find(b"\\", start, stop) >= 0 and any(  # most have no backslash at all
-            stringzilla.find(text, escape, start, stop) >= 0 for escape in escapes
+        return text.find(b"\\", 0, end) >= 0 and any(  # most have no backslash at all
+            stringzilla.find(text, escape, 0, end) >= 0 for escape in escapes
         )
 
-    def events(self, buffer: Buffer, start: int, stop: int, lines: int) -> list[Event]:
+    def events(self, text: Buffer, end: int, lines: int) -> list[Event]:
         """The events of the lines that hold the needle, or of all lines where most of them do.
         Raises ValueError or RecursionError if one is unusual in any way."""
-        view = memoryview(buffer)
+        view = memoryview(text)
         wants_all = self.is_dense or self.validate
         found = []
         if not wants_all:
-            at = stringzilla.find(buffer, self.rule.needle, start, stop)
-            while start <= at < stop:
-                first = max(buffer.rfind(b"\n", start, at) + 1, start)
-                end = buffer.find(b"\n", at, stop)
-                end = stop if end < 0 else end
-                found.append(view[first:end])
-                at = stringzilla.find(buffer, self.rule.needle, end, stop)
-        text = str(view[start:stop] if wants_all else b"\n".join(found), "utf-8")
-        events = usual_event.decode_lines(text)
+            at = stringzilla.find(text, self.rule.needle, 0, end)
+            while 0 <= at < end:
+                start = text.rfind(b"\n", 0, at) + 1
+                stop = text.find(b"\n", at, end)
+                stop = end if stop < 0 else stop
+                found.append(view[start:stop])
+                at = stringzilla.find(text, self.rule.needle, stop, end)
+        decodable = str(view[:end] if wants_all else b"\n".join(found), "utf-8")
+        events = usual_event.decode_lines(decodable)
         if len(events) != (lines if wants_all else len(found)):
-            raise BadRecord("there are two objects on a line")
+            raise ValueError("there are two objects on a line")
         return events
 
 
 def decoded(record: bytes) -> Any:
-    """A JSON object, of whose fields given twice the last one counts. Raises BadRecord."""
+    """A JSON object, of whose fields given twice the last one counts. Raises ValueError or
+    RecursionError."""
     import json
     from decimal import Decimal
 
-    try:
-        text = str(record, "utf-8")
-        any_object.decode(text)  # is stricter than json
-        # Python converts fewer digits than 4301, and no field of ours may be a Decimal.
-        return json.loads(text, parse_int=lambda n: int(n) if len(n) < 4300 else Decimal(n))
-    except UnicodeDecodeError as error:
-        raise BadRecord(f"invalid UTF-8 (byte {error.start})") from None
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(str(error)) from None
+    text = str(record, "utf-8")
+    any_object.decode(text)  # is stricter than json
+    # Python converts fewer digits than 4301, and no field of ours may be a Decimal.
+    return json.loads(text, parse_int=lambda n: int(n) if len(n) < 4300 else Decimal(n))
 
 
 # -- Sources ---------------------------------------------------------------------------------------
@@ -809,7 +781,7 @@ def blocks(stream: Any, left: float, is_start: bool, size: int) -> Iterator[tupl
         left -= skip_mark(stream)
     buffer = bytearray(size)
     while left > 0 and (length := stream.readinto(memoryview(buffer)[: int(min(size, left))])):
-        if buffer[length - 1] != NEWLINE:
+        if not buffer.endswith(b"\n", 0, length):
             rest = line_rest(stream)
             buffer[length : length + len(rest)] = rest
             length += len(rest)

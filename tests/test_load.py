@@ -1121,11 +1121,15 @@ BAD_RECORDS: list[tuple[str, bytes, str]] = [
         lines(event()).replace(b"3000", b'"\0"').strip(),
         f"{MALFORMED}invalid character (byte 144)",
     ),
-    ("bad UTF-8", lines(event("?")).replace(b"?", b"\xff").strip(), "invalid UTF-8 (byte 218)"),
+    (
+        "bad UTF-8",
+        lines(event("?")).replace(b"?", b"\xff").strip(),
+        "'utf-8' codec can't decode byte 0xff in position 218: invalid start byte",
+    ),
     (
         "bad UTF-8 in another field",
         lines(event(x="?")).replace(b"?", b"\xc0\x80").strip(),
-        "invalid UTF-8 (byte 228)",
+        "'utf-8' codec can't decode byte 0xc0 in position 228: invalid start byte",
     ),
     ("a half of a surrogate pair", lines(event("\ud800")).strip(), TRUNCATED),
     (
