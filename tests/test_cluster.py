@@ -19,8 +19,6 @@ from test_robust import INTERRUPTED, ROWS, of_users, start, usage
 
 from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
 
-pytestmark = pytest.mark.xdist_group("cluster")  # of one large file
-
 
 class Cluster:
     """A scheduler, and workers of one thread."""

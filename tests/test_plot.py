@@ -25,7 +25,6 @@ from matplotlib.patches import Rectangle, StepPatch
 
 from load_active_users import PICTURES, Terms, drawn, week_averages
 
-pytestmark = pytest.mark.xdist_group("plot")  # of one process, which draws no picture twice
 TERMS = ("US/Central", ("user_engagement",), 3000, ("*_event",))
 MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 DAY = 86_400 * 10**6

@@ -34,12 +34,9 @@ BIN = max(
 )
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 DAY = 86_400 * 10**6
-pytestmark = needs_postgres = [
-    pytest.mark.xdist_group("postgres"),  # of one server
-    pytest.mark.skipif(
-        not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
-    ),
-]
+pytestmark = needs_postgres = pytest.mark.skipif(
+    not (BIN / "initdb").exists(), reason="needs a PostgreSQL server: its initdb, postgres"
+)
 
 
 @contextmanager

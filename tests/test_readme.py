@@ -27,13 +27,6 @@ DAY = 86_400 * 10**6
 REPORT = README.split("```text\n")[1].split("```")[0]
 
 
-def of_postgres(test: Any) -> Any:
-    """With the marks of the tests that need its server."""
-    for mark in needs_postgres:
-        test = mark(test)
-    return test
-
-
 def the_block(language: str, start: str) -> str:
     (block,) = [block for block in blocks(language) if block.startswith(start)]
     return block
@@ -423,21 +416,21 @@ def test_a_person_is_deleted(loader: Loader) -> None:
 # -- Past one machine
 
 
-@pytest.fixture
-def postgres(tmp_path: Path, server: str) -> PostgresLoader:
-    return PostgresLoader(tmp_path, server)
+of_postgres = pytest.mark.parametrize(
+    "loader", [pytest.param("PostgreSQL", marks=needs_postgres)], indirect=True
+)
 
 
-def here(postgres: PostgresLoader, command: str) -> str:
+def here(loader: PostgresLoader, command: str) -> str:
     """A command of the README, for this server."""
     place = "postgresql://loader@db.example.com/analytics"
     assert command.count(place) == 1
-    return command.replace(place, postgres.url.replace(":p%40ss@", "@"))
+    return command.replace(place, loader.url.replace(":p%40ss@", "@"))
 
 
 @of_postgres
 @pytest.mark.parametrize("place", ["~/.pgpass", "PGPASSWORD"])
-def test_where_the_password_belongs(clone: Clone, postgres: PostgresLoader, place: str) -> None:
+def test_where_the_password_belongs(clone: Clone, loader: PostgresLoader, place: str) -> None:
     assert f"`{place}`" in README
     load = the_block("console", ".venv/bin/python load_active_users.py --db postgresql:")
     env = {"HOME": str(clone.directory)}
@@ -446,22 +439,22 @@ def test_where_the_password_belongs(clone: Clone, postgres: PostgresLoader, plac
     else:
         (clone.directory / ".pgpass").write_text("*:*:*:loader:p@ss\n")
         (clone.directory / ".pgpass").chmod(0o600)
-    assert clone.run(here(postgres, load), **env) == (0, REPORT, "")
-    assert [count for _, count in postgres.query("SELECT * FROM active_user_table")] == [11, 31, 22]
+    assert clone.run(here(loader, load), **env) == (0, REPORT, "")
+    assert [count for _, count in loader.query("SELECT * FROM active_user_table")] == [11, 31, 22]
 
 
 @of_postgres
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 def test_users_are_forgotten_and_their_counts_are_kept(
-    clone: Clone, postgres: PostgresLoader
+    clone: Clone, loader: PostgresLoader
 ) -> None:
     now = int(time.time()) * 10**6
-    postgres.load("-", input=lines(*(event(f"{n}", now - n * DAY) for n in (398, 403))))
-    before = postgres.query("SELECT * FROM active_user_table ORDER BY date")
-    status, out, err = clone.run(here(postgres, inline("psql -c ")), PGPASSWORD="p@ss")
+    loader.load("-", input=lines(*(event(f"{n}", now - n * DAY) for n in (398, 403))))
+    before = loader.query("SELECT * FROM active_user_table ORDER BY date")
+    status, out, err = clone.run(here(loader, inline("psql -c ")), PGPASSWORD="p@ss")
     assert (status, out, err) == (0, "DELETE 1\n", "")
-    assert postgres.query("SELECT user_pseudo_id FROM active_user") == [("398",)]
-    assert postgres.query("SELECT * FROM active_user_table ORDER BY date") == before
+    assert loader.query("SELECT user_pseudo_id FROM active_user") == [("398",)]
+    assert loader.query("SELECT * FROM active_user_table ORDER BY date") == before
 
 
 def test_shards_of_a_bucket(clone: Clone) -> None:

@@ -33,7 +33,6 @@ s3_only = pytest.mark.skipif(
 http_only = pytest.mark.skipif(
     not importlib.util.find_spec("aiohttp"), reason="needs pip install aiohttp"
 )
-pytestmark = pytest.mark.xdist_group("urls")  # of one web server and one S3 server
 
 
 @pytest.fixture
