@@ -1,6 +1,7 @@
 """What the tests share: events, files of them, and the command as a real process."""
 
 import atexit
+import ctypes
 import itertools
 import json
 import os
@@ -35,6 +36,8 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # cron has none: what can't be written
 # Neither nohup nor a shell that runs the tests in the background lets them ignore a signal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # inherit what a server lets go of
 settings.register_profile("here", deadline=None)  # how long an example takes decides nothing
 settings.load_profile("here")
 
@@ -87,6 +90,39 @@ class Process(subprocess.Popen[bytes]):
         super().__exit__(kind, *failure)
 
 
+def starts_anew(command: list[str], env: dict[str, str]) -> bool:
+    """Whether Python has to start, since it is told more than to run the script, or libraries are
+    told what they ask when they are imported."""
+    return command[:2] != [sys.executable, str(SCRIPT)] or any(
+        name.startswith(AT_START) and os.environ.get(name) != value for name, value in env.items()
+    )
+
+
+class Forked(Process):
+    """A process of the command that a server has started and let go of."""
+
+    def __init__(self, modules: tuple[str, ...], command: list[str], **more: Any) -> None:
+        self.modules = modules
+        super().__init__(command, **more)
+
+    def _execute_child(self, args: Any, executable: Any, preexec: Any, *more: Any) -> None:
+        """Instead of how Popen starts a process, of the command if it can't be forked."""
+        _, _, directory, env, _, _, _, *pipes = more[:13]
+        is_let_go = preexec is None and not starts_anew(args, env or {})
+        if not is_let_go:
+            super()._execute_child(args, executable, preexec, *more)  # type: ignore[misc]
+            return
+        stdin, _, _, stdout, _, stderr = pipes
+        streams = [end if end >= 0 else n for n, end in enumerate((stdin, stdout, stderr))]
+        server = next(servers(*self.modules))
+        has_session = bool(more[-2])
+        request = [args[2:], str(directory), dict(env or os.environ), True, has_session]
+        self.pid = server.ask(request, streams)
+        assert server.answer() == 0
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
 class Server:
     """Starts the command sooner than Python does, as server.py tells."""
 
@@ -113,6 +149,11 @@ class Server:
         assert text, self.process.communicate()
         return int(text)
 
+    def ask(self, request: list[Any], streams: list[int]) -> int:
+        """The number of a process that is started with some standard streams."""
+        socket.send_fds(self.channel, [json.dumps(request).encode()], streams)
+        return self.answer()
+
     def run(
         self,
         arguments: list[str],
@@ -121,14 +162,13 @@ class Server:
         env: dict[str, str],
     ) -> tuple[int, bytes, bytes]:
         """The exit status, standard output and standard error of a process."""
-        request = json.dumps([arguments, str(directory), env]).encode()
         (stdin, feed), (out, stdout), (err, stderr) = (os.pipe() for _ in range(3))
         if not isinstance(input, bytes):
             os.dup2(input.fileno(), stdin)
-        socket.send_fds(self.channel, [request], [stdin, stdout, stderr])
+        pid = self.ask([arguments, str(directory), env, False, False], [stdin, stdout, stderr])
         for end in (stdin, stdout, stderr):
             os.close(end)
-        limit = threading.Timer(300, os.kill, (self.answer(), signal.SIGKILL))
+        limit = threading.Timer(300, os.kill, (pid, signal.SIGKILL))
         limit.start()
         with ThreadPoolExecutor(2) as pool, open(out, "rb") as output, open(err, "rb") as errors:
             found = [pool.submit(file.read) for file in (output, errors)]
@@ -163,13 +203,14 @@ class Loader:
     def command(self, *args: object) -> list[str]:
         return [sys.executable, str(SCRIPT), *map(str, args)]
 
+    def start(self, *args: object, **more: Any) -> Process:
+        return Forked(self.modules, self.command(*args), cwd=self.directory, **more)
+
     def run(
         self, *args: object, input: bytes | BinaryIO = b"", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         command = self.command(*args)
-        is_usual = command[:2] == [sys.executable, str(SCRIPT)]
-        starts_anew = self.starts_anew or any(name.startswith(AT_START) for name in env or ())
-        if is_usual and not starts_anew:
+        if not (self.starts_anew or starts_anew(command, env or {})):
             server = next(servers(*self.modules))
             done = server.run(command[2:], self.directory, input, environment(env))
             return subprocess.CompletedProcess(command, *done)

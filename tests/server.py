@@ -1,6 +1,9 @@
 """Starts the command sooner: it has imported the libraries that the script imports, and forks a
 process for each command line that it is sent.
 
+It waits for that process, and tells its exit status; or lets go of it, so that whoever has sent the
+command line inherits it, as a process of its own.
+
 That process runs the script from its first line to its last, as Python would: as __main__, without
 any name of this file, with arguments, environment, directory and standard streams of its own; and
 it ends as Python ends.
@@ -15,8 +18,8 @@ from types import CodeType
 
 
 def serve(script: str, descriptor: int, modules: list[str]) -> CodeType:
-    """Answer each request over a socket with a process's number and exit status. Returns in that
-    process, with the script that it shall run."""
+    """Answer each request over a socket with a process's number and exit status, or 0 when it has
+    been let go of. Returns in that process, with the script that it shall run."""
     with open(script, "rb") as file:
         text = file.read()
     sys.path[0] = os.path.dirname(script)
@@ -32,17 +35,23 @@ def serve(script: str, descriptor: int, modules: list[str]) -> CodeType:
             request, streams, *_ = socket.recv_fds(channel, 1 << 22, 3)
             if not request:
                 os._exit(0)
+            arguments, directory, environment, is_let_go, has_session = json.loads(request)
             pid = os.fork()
+            if is_let_go and not pid and (pid := os.fork()):
+                channel.send(b"%d" % pid)
+                os._exit(0)  # this process, between both
             if not pid:
                 break
             for stream in streams:
                 os.close(stream)
-            channel.send(b"%d" % pid)
+            if not is_let_go:
+                channel.send(b"%d" % pid)
             channel.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    if has_session:
+        os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    arguments, directory, environment = json.loads(request)
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)

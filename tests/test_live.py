@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import ROOT, SAMPLE, Loader, Process, event, lines, wait_for
+from conftest import ROOT, SAMPLE, Forked, Loader, Process, event, lines, wait_for
 
 from load_active_users import BATCH, BLOCK, LiveLoader, arriving, rule_of
 
@@ -47,10 +47,10 @@ class Live:
         self.loader = loader
         self.log = loader.directory / f"stderr{time.monotonic_ns()}"
         with self.log.open("wb") as stderr:
-            self.process = Process(
+            self.process = Forked(
+                loader.modules,
                 command,
                 cwd=loader.directory,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -113,8 +113,10 @@ def live(loader: Loader) -> Iterator[Start]:
         command = loader.command("--commit-every", every, *args, "-")
         changes = [f"it.{name} = {value}" for name, value in constants.items() if value]
         if changes:
+            path = f"import sys; sys.path[0] = {str(ROOT)!r}"
             run = "with it.exit_status(): it.main(standalone_mode=False)"
-            command[1:2] = ["-c", "\n".join(["import load_active_users as it", *changes, run])]
+            code = [path, "import load_active_users as it", *changes, run]
+            command[1:2] = ["-c", "\n".join(code)]
         started.append(Live(loader, command))
         return started[-1]
 

@@ -28,7 +28,7 @@ import click
 import plain
 import pytest
 from backports import zstd
-from conftest import NOON, ROOT, SAMPLE, Loader, Process, environment, event, lines
+from conftest import NOON, ROOT, SAMPLE, Loader, environment, event, lines
 
 import load_active_users
 
@@ -680,11 +680,8 @@ def through_a_slow_pipe(
     loader: Loader, data: bytes, first: int
 ) -> subprocess.CompletedProcess[bytes]:
     """Load some data from standard input, of which the first read brings so many bytes only."""
-    command = loader.command("-")
     read, write = os.pipe()
-    with Process(
-        command, cwd=loader.directory, env=environment(), stdin=read, stdout=-1, stderr=-1
-    ) as process:
+    with loader.start("-", env=environment(), stdin=read, stdout=-1, stderr=-1) as process:
         os.close(read)
         os.write(write, data[:first])
         while unread(write):
@@ -692,7 +689,7 @@ def through_a_slow_pipe(
         os.write(write, data[first:])
         os.close(write)
         out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def unread(pipe: int) -> int:
@@ -750,9 +747,7 @@ def test_a_pipe_that_brings_its_first_byte_alone(loader: Loader, compress: Any) 
 
 def test_a_named_pipe(loader: Loader) -> None:
     os.mkfifo(loader.directory / "pipe")
-    with Process(
-        loader.command("--format", "json", "pipe"), cwd=loader.directory, stdout=-1
-    ) as process:
+    with loader.start("--format", "json", "pipe", stdout=-1) as process:
         (loader.directory / "pipe").write_bytes(SAMPLE.read_bytes())
         assert json.loads(process.communicate()[0])["lines"] == 1000
     assert loader.table() == SAMPLE_TABLE
@@ -1669,8 +1664,7 @@ def test_a_signal_ends_a_load(loader: Loader, number: int, status: int, word: st
     loader.load("-", input=lines(event("before")))
     before = loader.content()
     os.mkfifo(loader.directory / "pipe")
-    command = loader.command("pipe")
-    with Process(command, cwd=loader.directory, env=environment(), stdout=-1, stderr=-1) as process:
+    with loader.start("pipe", env=environment(), stdout=-1, stderr=-1) as process:
         with (loader.directory / "pipe").open("wb") as pipe:  # opens when it is opened to be read
             pipe.write(SAMPLE.read_bytes())  # more than a pipe holds: some of it has been read
             pipe.flush()
@@ -1685,13 +1679,9 @@ def test_a_reader_that_had_enough(loader: Loader) -> None:
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb") as closed:
-        done = subprocess.run(
-            loader.command(SAMPLE),
-            cwd=loader.directory,
-            stdout=closed,
-            stderr=-1,
-        )
-    assert (done.returncode, done.stderr) == (0, b"")
+        with loader.start(SAMPLE, stdout=closed, stderr=-1) as process:
+            _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
     assert loader.table() == SAMPLE_TABLE
 
 

@@ -48,9 +48,8 @@ def on_a_terminal(
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
     for _, terminal in terminals:
         termios.tcsetwinsize(terminal, (24, columns))
-    with Process(
-        loader.command(*args),
-        cwd=loader.directory,
+    with loader.start(
+        *args,
         env={**environment, "TERM": "xterm", **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=terminals[0][1],

@@ -486,7 +486,7 @@ def test_killed_at_any_moment(loader: PostgresLoader) -> None:
     )
     for _ in range(KILLS // 2):
         with start(loader, "-q", name, **silent) as process:
-            time.sleep(chance.uniform(0.1, 0.7))
+            time.sleep(chance.uniform(0, 0.6))
             process.kill()
         assert wait_for(lambda: loader.query(others) == [(0,)])
         state = loader.content()[:2]

@@ -88,7 +88,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(loader: Loader, *args: object, **more: Any) -> Process:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return Process(loader.command(*args), cwd=loader.directory, **pipes)
+    return loader.start(*args, **pipes)
 
 
 def children(process: Process) -> list[int]:
