@@ -26,9 +26,12 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "load_active_users.py"
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
-# variables that libraries read when they are imported, and the modules that draw
-AT_START = ("PYTHON", "SQLITE", "TMPDIR", "MPL", "MATPLOTLIB", "XDG_")
+# variables that Python and libraries read at their start, those of the modules that draw, and what
+# these import
+AT_START = ("PYTHON", "SQLITE", "TMPDIR")
+OF_DRAWING = ("MPL", "MATPLOTLIB", "XDG_")
 DRAWING = ("matplotlib.figure", "matplotlib.dates", "matplotlib.backends.backend_agg")
+BELOW_DRAWING = ("numpy.ma", "PIL.PngImagePlugin", "pyparsing", "kiwisolver", "contourpy")
 NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -90,11 +93,12 @@ class Process(subprocess.Popen[bytes]):
         super().__exit__(kind, *failure)
 
 
-def starts_anew(command: list[str], env: dict[str, str]) -> bool:
+def starts_anew(command: list[str], env: dict[str, str], modules: tuple[str, ...]) -> bool:
     """Whether Python has to start, since it is told more than to run the script, or libraries are
     told what they ask when they are imported."""
+    at_start = AT_START + OF_DRAWING * (DRAWING[0] in modules)
     return command[:2] != [sys.executable, str(SCRIPT)] or any(
-        name.startswith(AT_START) and os.environ.get(name) != value for name, value in env.items()
+        name.startswith(at_start) and os.environ.get(name) != value for name, value in env.items()
     )
 
 
@@ -108,15 +112,16 @@ class Forked(Process):
     def _execute_child(self, args: Any, executable: Any, preexec: Any, *more: Any) -> None:
         """Instead of how Popen starts a process, of the command if it can't be forked."""
         _, _, directory, env, _, _, _, *pipes = more[:13]
-        is_let_go = preexec is None and not starts_anew(args, env or {})
+        umask, has_session = more[-3:-1]
+        is_let_go = preexec is None and not starts_anew(args, env or {}, self.modules)
         if not is_let_go:
             super()._execute_child(args, executable, preexec, *more)  # type: ignore[misc]
             return
         stdin, _, _, stdout, _, stderr = pipes
         streams = [end if end >= 0 else n for n, end in enumerate((stdin, stdout, stderr))]
         server = next(servers(*self.modules))
-        has_session = bool(more[-2])
-        request = [args[2:], str(directory), dict(env or os.environ), True, has_session]
+        options = [True, has_session, umask]
+        request = [args[2:], str(directory), dict(env or os.environ), *options]
         self.pid = server.ask(request, streams)
         assert server.answer() == 0
         self._child_created = True
@@ -165,7 +170,7 @@ class Server:
         (stdin, feed), (out, stdout), (err, stderr) = (os.pipe() for _ in range(3))
         if not isinstance(input, bytes):
             os.dup2(input.fileno(), stdin)
-        pid = self.ask([arguments, str(directory), env, False, False], [stdin, stdout, stderr])
+        pid = self.ask([arguments, str(directory), env, False, False, -1], [stdin, stdout, stderr])
         for end in (stdin, stdout, stderr):
             os.close(end)
         limit = threading.Timer(300, os.kill, (pid, signal.SIGKILL))
@@ -190,7 +195,6 @@ class Loader:
     """The command, run as a process in a directory of its own."""
 
     modules: tuple[str, ...] = ()  # that most loads import besides
-    starts_anew = False
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -210,7 +214,7 @@ class Loader:
         self, *args: object, input: bytes | BinaryIO = b"", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         command = self.command(*args)
-        if not (self.starts_anew or starts_anew(command, env or {})):
+        if not starts_anew(command, env or {}, self.modules):
             server = next(servers(*self.modules))
             done = server.run(command[2:], self.directory, input, environment(env))
             return subprocess.CompletedProcess(command, *done)

@@ -35,7 +35,8 @@ def serve(script: str, descriptor: int, modules: list[str]) -> CodeType:
             request, streams, *_ = socket.recv_fds(channel, 1 << 22, 3)
             if not request:
                 os._exit(0)
-            arguments, directory, environment, is_let_go, has_session = json.loads(request)
+            arguments, directory, environment, *options = json.loads(request)
+            is_let_go, has_session, umask = options
             pid = os.fork()
             if is_let_go and not pid and (pid := os.fork()):
                 channel.send(b"%d" % pid)
@@ -49,6 +50,8 @@ def serve(script: str, descriptor: int, modules: list[str]) -> CodeType:
             channel.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     if has_session:
         os.setsid()
+    if umask >= 0:
+        os.umask(umask)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

@@ -3,7 +3,6 @@
 import io
 import itertools
 import re
-import shlex
 import sqlite3
 import stat
 import subprocess
@@ -16,7 +15,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
+from conftest import BELOW_DRAWING, DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -452,12 +451,13 @@ def test_a_picture_behind_a_link_to_nothing_yet(loader: Loader) -> None:
 def test_the_mode_of_a_picture(loader: Loader) -> None:
     """That of any new file, or what somebody has changed it to."""
     path = loader.directory / "a.png"
-    command = f"umask 027; exec {shlex.join(loader.command('-q', '--plot', 'a.png', SAMPLE))}"
     for before, after in ((None, 0o640), (0o606, 0o606)):
         if before:
             path.chmod(before)
-        done = subprocess.run(["sh", "-c", command], cwd=loader.directory, capture_output=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with loader.start("-q", "--plot", "a.png", SAMPLE, umask=0o027, **outputs) as process:
+            assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == 0
         assert stat.S_IMODE(path.stat().st_mode) == after
 
 
@@ -478,7 +478,7 @@ def test_plot_in_an_environment_without_anything(loader: Loader) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Loader:
     """A database and its picture."""
     loader = Loader(tmp_path_factory.mktemp("plain"))
-    loader.starts_anew = True
+    loader.modules = BELOW_DRAWING
     loader.load("--plot", "plain.svg", SAMPLE)
     return loader
 
@@ -516,7 +516,7 @@ def draw_with_settings(plain: Loader, directory: Path, case: str, where: str) ->
     else:
         settings.symlink_to(content)
     loader = Loader(place if where == "here" else directory)
-    loader.starts_anew = True
+    loader.modules = plain.modules
     environments = {
         "named": {"MATPLOTLIBRC": str(settings)},
         "its directory named": {"MATPLOTLIBRC": str(place)},

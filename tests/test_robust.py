@@ -1310,9 +1310,7 @@ def test_a_read_only_disk(loader: Loader, disk: Path) -> None:
 
 
 def test_files_are_as_readable_as_the_umask_says(loader: Loader) -> None:
-    with start(
-        loader, "--rejects", "rejects", SAMPLE, preexec_fn=lambda: os.umask(0o077)
-    ) as process:
+    with start(loader, "--rejects", "rejects", SAMPLE, umask=0o077) as process:
         process.communicate()
     paths = [loader.db, loader.directory / "rejects"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o600] * 2
