@@ -25,6 +25,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "load_active_users.py"
+DASK = Path(sys.executable).parent / "dask"
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
 # variables that Python and libraries read at their start, those of the modules that draw, and what
 # these import
@@ -94,16 +95,17 @@ class Process(subprocess.Popen[bytes]):
 
 
 def starts_anew(command: list[str], env: dict[str, str], modules: tuple[str, ...]) -> bool:
-    """Whether Python has to start, since it is told more than to run the script, or libraries are
-    told what they ask when they are imported."""
+    """Whether Python has to start, since it is told more than to run a script that has a server, or
+    libraries are told what they ask when they are imported."""
     at_start = AT_START + OF_DRAWING * (DRAWING[0] in modules)
-    return command[:2] != [sys.executable, str(SCRIPT)] or any(
+    has_server = command[0] == sys.executable and command[1] in (str(SCRIPT), str(DASK))
+    return not has_server or any(
         name.startswith(at_start) and os.environ.get(name) != value for name, value in env.items()
     )
 
 
 class Forked(Process):
-    """A process of the command that a server has started and let go of."""
+    """A process of the command, or of a cluster, that a server has started and let go of."""
 
     def __init__(self, modules: tuple[str, ...], command: list[str], **more: Any) -> None:
         self.modules = modules
@@ -119,7 +121,7 @@ class Forked(Process):
             return
         stdin, _, _, stdout, _, stderr = pipes
         streams = [end if end >= 0 else n for n, end in enumerate((stdin, stdout, stderr))]
-        server = next(servers(*self.modules))
+        server = next(servers(args[1], *self.modules))
         options = [True, has_session, umask]
         request = [args[2:], str(directory), dict(env or os.environ), *options]
         self.pid = server.ask(request, streams)
@@ -131,9 +133,9 @@ class Forked(Process):
 class Server:
     """Starts the command sooner than Python does, as server.py tells."""
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, script: str, *modules: str) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        server = [sys.executable, str(ROOT / "tests" / "server.py"), str(SCRIPT)]
+        server = [sys.executable, str(ROOT / "tests" / "server.py"), script]
         with theirs:
             self.process = subprocess.Popen(
                 [*server, str(theirs.fileno()), *modules],
@@ -186,9 +188,9 @@ class Server:
 
 
 @cache
-def servers(*modules: str) -> Iterator[Server]:
+def servers(script: str, *modules: str) -> Iterator[Server]:
     """Two that take turns, so that two loads have their hashes from two seeds."""
-    return itertools.cycle([Server(*modules), Server(*modules)])
+    return itertools.cycle([Server(script, *modules), Server(script, *modules)])
 
 
 class Loader:
@@ -215,7 +217,7 @@ class Loader:
     ) -> subprocess.CompletedProcess[bytes]:
         command = self.command(*args)
         if not starts_anew(command, env or {}, self.modules):
-            server = next(servers(*self.modules))
+            server = next(servers(command[1], *self.modules))
             done = server.run(command[2:], self.directory, input, environment(env))
             return subprocess.CompletedProcess(command, *done)
         stdin: dict[str, Any] = {"input": input} if isinstance(input, bytes) else {"stdin": input}

@@ -14,10 +14,18 @@ from typing import Any
 
 import distributed
 import pytest
-from conftest import SAMPLE, Loader, Process, event, lines, wait_for
+from conftest import DASK, SAMPLE, Forked, Loader, Process, event, lines, wait_for
 from test_robust import INTERRUPTED, ROWS, of_users, start, usage
 
 from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
+
+MODULES = ("distributed", "msgpack", "distributed.comm.tcp")
+
+
+@pytest.fixture
+def loader(loader: Loader) -> Loader:
+    loader.modules = MODULES
+    return loader
 
 
 class Cluster:
@@ -38,20 +46,17 @@ class Cluster:
         assert wait_for(answers)
 
     def run(self, what: str, *args: str, before: tuple[str, ...] = (), **env: str) -> Process:
-        command = [
-            sys.executable,
-            "-m",
-            f"distributed.cli.dask_{what}",
-            "--host",
-            "127.0.0.1",
-            "--no-dashboard",
-            *args,
-        ]
+        command = [sys.executable, str(DASK), what, "--host", "127.0.0.1", "--no-dashboard", *args]
         log = (self.directory / f"{len(self.processes)}.log").open("wb")
         environment = {**os.environ, **env}
         self.processes.append(
-            Process(
-                [*before, *command], cwd=self.directory, env=environment, stdout=log, stderr=log
+            Forked(
+                (*MODULES, "distributed.cli.dask_scheduler", "distributed.cli.dask_worker"),
+                [*before, *command],
+                cwd=self.directory,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         )
         return self.processes[-1]
