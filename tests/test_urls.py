@@ -17,7 +17,7 @@ from typing import Any
 
 import plain
 import pytest
-from conftest import ROOT, SAMPLE, Loader, Process, event, lines, wait_for
+from conftest import ROOT, SAMPLE, Loader, Process, environment, event, lines, wait_for
 from test_cluster import Cluster
 from test_robust import of_users, usage
 
@@ -300,12 +300,42 @@ DATABASES = [  # that are refused with a line that says what is expected
 EXPECTED = f"Invalid value for '--db': {load_active_users.DB_EXPECTED}"
 
 
+REFUSING = """
+import json, os, sys
+import click
+import load_active_users as loader
+for db, args in json.load(sys.stdin):
+    for options in (["--db", db], []):
+        os.environ["LOAD_ACTIVE_USERS_DB"] = "x.db" if options else db
+        try:
+            loader.main([*options, *args], standalone_mode=False)
+        except click.ClickException as error:
+            print(json.dumps([db, *args, error.exit_code, error.format_message()]))
+"""
+
+
 @pytest.mark.parametrize("db", DATABASES)
 def test_databases_that_are_none(loader: Loader, db: str) -> None:
-    for args in ([SAMPLE], ["--plot", "x.png"], ["--dry-run", SAMPLE]):
-        assert loader.refuse("--db", db, *args, status=2) == usage(EXPECTED)
-        done = loader.run(*args, env={"LOAD_ACTIVE_USERS_DB": db})
-        assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", usage(EXPECTED))
+    assert loader.refuse("--db", db, SAMPLE, status=2) == usage(EXPECTED)
+    assert list(loader.directory.iterdir()) == []
+
+
+def test_databases_that_are_none_whatever_is_to_be_done(loader: Loader) -> None:
+    """By the option and by the environment: each is a wrong command line, and leaves nothing."""
+    todo = ([str(SAMPLE)], ["--plot", "x.png"], ["--dry-run", str(SAMPLE)])
+    cases = [(db, args) for db in DATABASES for args in todo]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSING],
+        input=json.dumps(cases),
+        cwd=loader.directory,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said == [[db, *args, 2, EXPECTED] for db, args in cases for _ in range(2)]
     assert list(loader.directory.iterdir()) == []
 
 
@@ -329,6 +359,7 @@ SERVERS = [  # that are PostgreSQL's, and how they are shown
 
 @pytest.mark.parametrize(("db", "shown"), SERVERS, ids=[db for db, _ in SERVERS])
 def test_servers_that_are_not_there(loader: Loader, db: str, shown: str) -> None:
+    loader.modules = ("psycopg",)
     for args in ([SAMPLE], ["--plot", "x.png"]):
         assert loader.refuse("--db", db, *args) == f"Error: {shown}: {REFUSED}\n"
 
