@@ -1,6 +1,7 @@
 """What the tests share: events, files of them, and the command as a real process."""
 
 import atexit
+import copy
 import ctypes
 import itertools
 import json
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import pytest
 from hypothesis import settings
@@ -201,6 +202,12 @@ class Loader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.db = directory / "active_user_table.db"
+
+    def drawing(self) -> Self:
+        """The same, for loads that draw."""
+        other = copy.copy(self)
+        other.modules = (*self.modules, *DRAWING)
+        return other
 
     def file(self, content: bytes, name: str = "events.jsons") -> str:
         (self.directory / name).write_bytes(content)

@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import DRAWING, NOON, ROOT, SAMPLE, Loader, Process, event, lines, wait_for
+from conftest import NOON, ROOT, SAMPLE, Loader, Process, event, lines, wait_for
 from test_robust import (
     INTERRUPTED,
     KILLS,
@@ -106,6 +106,15 @@ def running() -> Iterator[str]:
         shutil.rmtree(directory)
 
 
+def rows_of_query(connection: psycopg.Connection[Any], sql: str) -> list[tuple[Any, ...]]:
+    """What a query finds, dates as texts."""
+    cursor = connection.execute(sql.encode())
+    rows = cursor.fetchall() if cursor.description else []
+    return [
+        tuple(str(value) if hasattr(value, "isoformat") else value for value in row) for row in rows
+    ]
+
+
 class PostgresLoader(Loader):
     """The command, and a database of its own on the server."""
 
@@ -128,19 +137,20 @@ class PostgresLoader(Loader):
         return [*super().command(), "--db", self.url, *map(str, args)]
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, client_encoding="UTF8") as connection:
-            cursor = connection.execute(sql.encode())
-            rows = cursor.fetchall() if cursor.description else []
-        return [
-            tuple(str(value) if hasattr(value, "isoformat") else value for value in row)
-            for row in rows
-        ]
+        with self.connected() as connection:
+            return rows_of_query(connection, sql)
+
+    def connected(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url, client_encoding="UTF8")
 
     def content(self) -> list[Any]:
-        if not self.query("SELECT 1 FROM pg_tables WHERE tablename = 'load_log'"):
-            return []
+        exists = "SELECT 1 FROM pg_tables WHERE tablename = 'load_log'"
         tables = ("active_user_table", "active_user", "load_log")
-        return [self.query(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
+        with self.connected() as connection:
+            if not rows_of_query(connection, exists):
+                return []
+            everything = (f"SELECT * FROM {table} ORDER BY 1, 2" for table in tables)
+            return [rows_of_query(connection, sql) for sql in everything]
 
 
 @pytest.fixture
@@ -331,14 +341,13 @@ ENCODINGS = ["LATIN1", "SQL_ASCII", "UTF8"]
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_encodings(tmp_path: Path, server: str, encoding: str, client: str) -> None:
     loader = PostgresLoader(tmp_path, server, f"ENCODING '{encoding}' LOCALE 'C'")
-    loader.modules = ("psycopg", *DRAWING)
     name = loader.file(SAMPLE.read_bytes(), "日本.json")
     env = {"PGCLIENTENCODING": client} if client else {}
     for _ in range(2):
         done = loader.run("-q", name, env=env)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert loader.table() == {"2019-12-29": 11, "2019-12-30": 31, "2019-12-31": 22}
-    done = loader.run("--plot", "x.png", env=env)
+    done = loader.drawing().run("--plot", "x.png", env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     done = loader.run("-q", loader.file(lines(event("ü"), event("日本"))), env=env)
     if encoding == "LATIN1":
@@ -388,7 +397,7 @@ def test_a_role_that_may_only_read_the_counts(loader: PostgresLoader) -> None:
     url = loader.url.replace("loader:", "dashboard:")
     loader.query("GRANT SELECT ON active_user_table TO dashboard")
     for more in ("load_log", "active_user"):
-        done = loader.run("--db", url, "--plot", "x.svg")
+        done = loader.drawing().run("--db", url, "--plot", "x.svg")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         loader.query(f"GRANT SELECT ON {more} TO dashboard")
     assert loader.load("--db", url, "--dry-run", SAMPLE)["lines"] == 1000
@@ -439,7 +448,7 @@ INSERT INTO load_log VALUES ('x', '2020-01-01T00:00:00Z', '["e"]', 'US/Central',
 def test_a_database_of_version_1_is_upgraded(loader: PostgresLoader) -> None:
     loader.query(VERSION_1)
     name = loader.file(lines(event("b"), event("c")))
-    done = loader.run("--plot", "x.png")
+    done = loader.drawing().run("--plot", "x.png")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     before = loader.content()
     assert "was filled under the rule" in loader.refuse("--timezone", "UTC", name)
@@ -641,7 +650,7 @@ def test_loads_through_a_pooler(loader: PostgresLoader, pooler: str) -> None:
     for number in range(4):
         report = loader.load("--db", pooler, name)
         assert [date["added"] for date in report["dates"]] == [int(number == 0)] * 30
-    done = loader.run("--db", pooler, "--plot", "x.png")
+    done = loader.drawing().run("--db", pooler, "--plot", "x.png")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -674,7 +683,7 @@ def test_a_live_pipe_and_a_plot(loader: PostgresLoader) -> None:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b"", b"")
     assert loader.query("SELECT lines, added FROM load_log") == [(2, 2)]
-    assert loader.run("--plot", "a.svg").returncode == 0
+    assert loader.drawing().run("--plot", "a.svg").returncode == 0
     assert (loader.directory / "a.svg").read_bytes().startswith(b"<?xml")
 
 
