@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import distributed
 import pytest
 from conftest import DASK, SAMPLE, Forked, Loader, Process, event, lines, wait_for
 from test_robust import INTERRUPTED, ROWS, of_users, start, usage
@@ -263,6 +262,8 @@ def test_no_range_is_left_out_while_there_are_no_workers(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a moment, between two tasks: as the scheduler sees it, there is none but at the start."""
+    import distributed  # which other processes of the tests can do without
+
     cluster.worker()
     path = tmp_path / "events.jsons"
     path.write_bytes(b"".join(ROWS))

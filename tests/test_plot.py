@@ -1,4 +1,7 @@
-"""The picture: where everything is in it, what it says, and that it is drawn wherever cron runs."""
+"""The picture: where everything is in it, what it says, and that it is drawn wherever cron runs.
+
+Of the processes that tests run in, one draws: only there is matplotlib imported.
+"""
 
 import io
 import itertools
@@ -13,14 +16,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
 import pytest
 from conftest import BELOW_DRAWING, DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.dates import num2date
-from matplotlib.patches import Rectangle, StepPatch
 
 from load_active_users import PICTURES, Terms, drawn, week_averages
 
@@ -63,12 +62,16 @@ class Drawn:
     """What is in a figure, in its own coordinates: days since 1970-01-01 and users."""
 
     def __init__(self, rows: Rows) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         self.figure = drawn(rows, TERMS)
         FigureCanvasAgg(self.figure).draw()
         (self.axes,) = self.figure.axes
 
     def bars(self) -> list[tuple[float, float, float]]:
         """The left and right edge and the height of each bar that is filled."""
+        from matplotlib.patches import StepPatch
+
         (steps,) = [patch for patch in self.axes.patches if isinstance(patch, StepPatch)]
         values, edges, baseline = steps.get_data()
         assert (baseline, steps.get_fill()) == (0, True)
@@ -77,6 +80,8 @@ class Drawn:
 
     def gaps(self) -> list[tuple[float, float]]:
         """The left and right edge of each stretch of grey: as high as the picture, frameless."""
+        from matplotlib.patches import Rectangle
+
         spans = [patch for patch in self.axes.patches if isinstance(patch, Rectangle)]
         frames = [(span.get_y(), span.get_height(), span.get_linewidth()) for span in spans]
         assert frames == [(0, 1, 0)] * len(spans)
@@ -112,10 +117,9 @@ def of_days(days: int) -> Drawn:
 )
 def test_the_limits_of_a_picture(days: int, margin: float) -> None:
     """A week at least is in it, so that a single bar is no wall; and some air above the bars."""
-    rows = series(days)
-    axes = Drawn(rows).axes
+    axes = of_days(days).axes
     assert axes.get_xlim() == pytest.approx((FIRST - margin, FIRST + days - 1 + margin))
-    assert axes.get_ylim() == pytest.approx((0, 1.08 * max(count for _, count in rows)))
+    assert axes.get_ylim() == pytest.approx((0, 1.08 * max(count for _, count in series(days))))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +230,8 @@ def test_dates_do_not_touch(days: int) -> None:
 
 def test_which_dates_are_named() -> None:
     """Each of a few; the Mondays of some weeks; some of many."""
+    from matplotlib.dates import num2date
+
     assert of_days(3).ticks() == ["Sun\n2019-12-29", "Mon\n2019-12-30", "Tue\n2019-12-31"]
     assert of_days(10).ticks()[-1] == "Tue\n2020-01-07"
     assert of_days(15).ticks() == ["Mon\n2019-12-30", "Mon\n2020-01-06"]
@@ -544,6 +550,8 @@ def test_settings_elsewhere_change_nothing(plain: Loader, tmp_path: Path, where:
 
 def test_settings_that_were_made_before() -> None:
     """As in a notebook, or by a matplotlibrc that is found all the same."""
+    import matplotlib
+
     rows = series(3)
     expected = picture(rows, TERMS, ".png")
     settings: Any = {"figure.facecolor": "red", "font.size": 20, "savefig.dpi": 50}
