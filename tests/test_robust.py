@@ -1493,7 +1493,7 @@ def test_a_load_holds_some_users_and_stages_the_rest() -> None:
     scan = load_active_users.Scanner(rule, ("2019-01-01", "2020-12-31"))
     row = lines(event("USER", str(NOON)))
     for number in range(8):
-        users = (b"%d-%0500d" % (number % 4, user) for user in range(7000))
+        users = (b"%d-%0120d" % (number % 4, user) for user in range(18_000))
         data = b"".join(row.replace(b"USER", user) for user in users)
         for batch in scan(Range("x", data=data)):
             load.add(batch)
@@ -1501,4 +1501,4 @@ def test_a_load_holds_some_users_and_stages_the_rest() -> None:
     assert load_active_users.SPILL_BYTES // 2 < most < 2 * load_active_users.SPILL_BYTES
     found = [user for some in load.users("2019-12-30") for user in some]
     load.close()
-    assert found == sorted({f"{n}-{user:0500}" for n in range(4) for user in range(7000)})
+    assert found == sorted({f"{n}-{user:0120}" for n in range(4) for user in range(18_000)})
