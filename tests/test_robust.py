@@ -1279,7 +1279,7 @@ def test_a_full_disk_for_the_rejects(loader: Loader, disk: Path) -> None:
 def test_a_temporary_directory_that_is_full(loader: Loader, disk: Path) -> None:
     """Named by TMPDIR, as every program knows it."""
     row = lines(event("USER"))
-    users = (b"%0128x" % number for number in range(80_000))
+    users = (b"%0128x" % number for number in range(160_000))
     name = loader.file(b"".join(row.replace(b"USER", user) for user in users))
     for variable in ("SQLITE_TMPDIR", "TMPDIR"):
         done = loader.run("--dry-run", name, env={variable: str(disk)})
@@ -1292,7 +1292,7 @@ def test_a_temporary_directory_that_is_full(loader: Loader, disk: Path) -> None:
     # A live load commits users before they are so many.
     done = loader.run("--commit-every", 999, "-q", name, env={"TMPDIR": str(disk)})
     assert (done.returncode, done.stdout, done.stderr.decode()) == (0, b"", "")
-    assert loader.table() == {"2019-12-30": 80_000}
+    assert loader.table() == {"2019-12-30": 160_000}
 
 
 @AS_ROOT
