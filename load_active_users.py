@@ -89,6 +89,7 @@ REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
 MEANINGS = {  # of errors whose own words, which {} stands for, do not say enough
     "^MemoryError": "out of memory; try fewer --workers, or a machine with more",
     "^FileNotFoundError": "No such file or directory",
+    "scheduler-connection-lost": "the scheduler was lost; check that it runs, and load again",
     "start new thread": f"can't start a thread; {REMEDIES['EAGAIN']}",
     "too much memory": "its zstd window is larger than 128 MiB; decompress it first: zstd -dc "
     "--long=31",

@@ -168,8 +168,11 @@ def test_a_cluster_whose_scheduler_is_lost(loader: Loader, cluster: Cluster, lar
         cluster.processes[0].kill()
         out, err = load.communicate(timeout=120)
     bad, error = messages(err)
-    assert (load.returncode, out) == (1, b"")
-    assert error.startswith(f"Error: {cluster.address}: ")
+    assert (load.returncode, out, error) == (
+        1,
+        b"",
+        f"Error: {cluster.address}: the scheduler was lost; check that it runs, and load again",
+    )
     assert [line for line in bad if not line.startswith(f"{large}:")] == []
     assert not loader.db.exists()
 
