@@ -714,7 +714,7 @@ def opened_source(source: str) -> Iterator[tuple[io.BufferedReader, str]]:
         system, path = file_system(source)
         system.invalidate_cache()
         info = system.info(path)
-        tokens = map(info.get, ("ETag", "etag", "ino", "LastModified", "mtime"))
+        tokens = map(info.get, ("ETag", "etag", "ino", "Last-Modified", "mtime"))
         version = next(filter(None, tokens), None)
         in_ranges = info.get("partial", "http" not in system.protocol)
         ahead = READAHEAD_BYTES if in_ranges else 0  # 0: as a stream

@@ -183,7 +183,12 @@ def test_the_line_is_broken_at_gaps() -> None:
     breaks = (9, 16, 24)  # of each the first day
     assert [n for n in breaks if expected[FIRST + n] == expected[FIRST + n]] == []
     assert Drawn(rows).line() == pytest.approx(expected, nan_ok=True)
-    assert Drawn(rows).legend() == ["no data", "7-day average"]
+    drawn_ = Drawn(rows)
+    assert drawn_.legend() == ["no data", "7-day average"]
+    box = drawn_.axes.get_legend().get_window_extent()
+    frame = drawn_.axes.get_window_extent()
+    assert box.y0 > frame.y1  # it is above the bars, at the right
+    assert frame.x1 - 20 < box.x1 <= frame.x1
 
 
 @pytest.mark.parametrize("days", [1, 3, 13])

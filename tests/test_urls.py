@@ -120,6 +120,8 @@ def test_urls_that_cannot_be_read(loader: Loader, url: str, reason: str) -> None
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers /403 with that status, and everything else with the sample; it knows no ranges."""
 
+    modified = "Mon, 30 Dec 2019 06:00:00 GMT"
+
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].strip("/").partition(".")[0]
         data = SAMPLE.read_bytes()
@@ -127,6 +129,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data = gzip.compress(data)
         self.send_response(int(name) if name.isdigit() else 200)
         self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", self.modified)
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data)
@@ -469,6 +472,15 @@ def test_a_file_that_is_replaced_meanwhile(tmp_path: Path) -> None:
     other.write_bytes(SAMPLE.read_bytes())
     (part,) = ranges(f"file://{path}", load_active_users.BATCH)
     other.rename(path)
+    with pytest.raises(LoadError, match=r"the file was replaced while it was read; load it again$"):
+        list(SCAN(part))
+
+
+@http_only
+def test_a_page_that_is_replaced_meanwhile(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (part,) = ranges(f"http://{web}/x", load_active_users.BATCH)
+    assert sum(batch.tally.lines for batch in SCAN(part)) == 1000
+    monkeypatch.setattr(Handler, "modified", "Mon, 30 Dec 2019 06:00:01 GMT")
     with pytest.raises(LoadError, match=r"the file was replaced while it was read; load it again$"):
         list(SCAN(part))
 
