@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from load_active_users import (
     TALLIES,
+    Event,
     Load,
     LoadError,
     Range,
@@ -421,9 +423,14 @@ def test_kinds_of_json(tmp_path: Path, values: list[bytes], good: bool) -> None:
 
 
 class CountingRule(Rule):
-    """A rule that counts the events that are read plainly."""
+    """A rule that counts how often it is asked of some events, and the events read plainly."""
 
+    calls = 0
     plain = 0
+
+    def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
+        self.calls += 1
+        return super().active_users(events)
 
     def evaluate(self, event: dict[str, Any]) -> tuple[int, Users]:
         self.plain += 1
@@ -442,9 +449,10 @@ def test_an_unusual_line_does_not_slow_the_others_down(tmp_path: Path, odd: dict
     assert rule.plain == 1
 
 
-@pytest.mark.parametrize("end", [b"", b" ", b"\t\r", b"\n"])
+@pytest.mark.parametrize("end", [b"", b"\r", b" ", b"\t\r", b"\n"])
 @pytest.mark.parametrize("null", ["event_params", "value", "user_pseudo_id"])
 def test_nulls_and_white_space_are_usual(tmp_path: Path, end: bytes, null: str) -> None:
+    """Where that is between the lines, they are not judged all at once, but as quickly."""
     fields: dict[str, Any] = {null: None}
     if null == "value":
         fields = {"event_params": [*event()["event_params"], {"key": "other", "value": None}]}
@@ -458,6 +466,7 @@ def test_nulls_and_white_space_are_usual(tmp_path: Path, end: bytes, null: str) 
     parts = [Range(str(path), 0, path.stat().st_size)]
     assert scanned(parts, Scanner(rule, ALL_DATES)) == plain.read(path.read_bytes())
     assert rule.plain == 0
+    assert (rule.calls == 1) == (end in (b"", b"\r"))
 
 
 @pytest.mark.parametrize("time", [0, 1, 86_400, 10**9, 10**10, 10**15, 10**16 - 1])
@@ -467,4 +476,21 @@ def test_clocks_of_any_time_since_1970_are_usual(tmp_path: Path, time: int) -> N
     rule = CountingRule(*plain.DEFAULT)
     parts = [Range(str(path), 0, path.stat().st_size)]
     assert scanned(parts, Scanner(rule, ALL_DATES)) == plain.read(path.read_bytes())
-    assert rule.plain == 0
+    assert (rule.calls, rule.plain) == (1, 0)
+
+
+@pytest.mark.parametrize("names", [["user_engagement"], ["x", "user_engagement"], ["*"]])
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_others_among_engagement_events(tmp_path: Path, names: list[str], is_dense: bool) -> None:
+    """They hold what is searched for, and are judged in one block with those that count."""
+    texts = ["user_engagement", "engagement_time_msec"]
+    other = event("o", event_name="y", event_params=[{"key": "x_event"}], texts=texts)
+    path = tmp_path / "events"
+    path.write_bytes(lines(*(row for n in range(9) for row in (event(f"u{n}"), other))))
+    asked = plain.Rule(names=tuple(names))
+    rule = CountingRule(*asked)
+    parts = [Range(str(path), 0, path.stat().st_size)]
+    found = scanned(parts, Scanner(rule, ALL_DATES, is_dense=is_dense))
+    assert found == plain.read(path.read_bytes(), asked)
+    assert found[0] == {"2019-12-30": {f"u{n}" for n in range(9)}}
+    assert (rule.calls, rule.plain) == (1, 0)
