@@ -225,7 +225,8 @@ def main() -> None:
             kept.write_text(json.dumps(measure(directory, text)))
         taken, reached = json.loads(kept.read_text())
         survivors = 0
-        for mutant in drawn:
+        for number, mutant in enumerate(drawn):
+            print(f"judged {number}, survived {survivors}", file=sys.stderr, flush=True)
             tests = sorted(reached.get(str(mutant.line), taken), key=lambda test: taken[test])
             broken = text[: mutant.start] + mutant.code + text[mutant.end :]
             seconds = 60 + 3 * sum(taken[test] for test in tests)
