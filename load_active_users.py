@@ -90,6 +90,7 @@ MEANINGS = {  # of errors whose own words, which {} stands for, do not say enoug
     "^MemoryError": "out of memory; try fewer --workers, or a machine with more",
     "^FileNotFoundError": "No such file or directory",
     "scheduler-connection-lost": "the scheduler was lost; check that it runs, and load again",
+    "ON CONFLICT": "a table lacks its primary key ({}); give it the one that schema.sql has",
     "start new thread": f"can't start a thread; {REMEDIES['EAGAIN']}",
     "too much memory": "its zstd window is larger than 128 MiB; decompress it first: zstd -dc "
     "--long=31",
@@ -450,6 +451,7 @@ BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
+SPLIT = 8  # parts of lines of which one is unusual
 RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
 MAX_REPORTED = 20  # bad records of a load to report in full
 Buffer = bytes | bytearray
@@ -539,12 +541,23 @@ class Scanner(Struct):
             yield batch.close(self.dates)
 
     def scan_block(self, buffer: bytearray, length: int, batch: Batch) -> None:
-        """Add the whole lines in the first bytes of a buffer to a batch: all at once, or one by one
+        """Add the whole lines in the first bytes of a buffer to a batch: all at once, or in parts
         where one of them is unusual."""
         end = length - buffer.endswith(b"\n", 0, length)
         if not self.scan_quickly(buffer, end, batch):
-            for line in bytes(memoryview(buffer)[:end]).split(b"\n"):
-                self.scan_line(line, batch)
+            self.scan_lines(bytes(memoryview(buffer)[:end]).split(b"\n"), batch)
+
+    def scan_lines(self, lines: list[bytes], batch: Batch) -> None:
+        """Add lines, without their newlines, to a batch in parts, and those with an unusual line in
+        smaller ones, so that few go one by one."""
+        size = max(len(lines) // SPLIT, 1)
+        for start in range(0, len(lines), size):
+            some = lines[start : start + size]
+            text = b"\n".join(some)
+            if size == 1:
+                self.scan_line(text, batch)
+            elif not self.scan_quickly(text, len(text), batch):
+                self.scan_lines(some, batch)
 
     def scan_quickly(self, text: Buffer, end: int, batch: Batch) -> bool:
         """Whether all lines in the first bytes of a text could be added to a batch at once."""
@@ -559,7 +572,7 @@ class Scanner(Struct):
             engagement_events, users = self.rule.active_users(self.events(text, end, lines))
         except (ValueError, TypeError, RecursionError):
             return False  # the plain reading finds out which line it is
-        if lines > 1:
+        if lines > SPLIT:
             self.is_dense = engagement_events > lines // 2
         batch.add(engagement_events, users)
         batch.tally.lines += lines
@@ -652,7 +665,11 @@ FORMATS = {  # by their first bytes
     rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
     rb"BZh": "bzip2-compressed; decompress it first: bzcat",
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
-    rb"%b|%b" % (GZIP, ZSTD): "still compressed; decompress it first: zcat, or zstdcat",
+    rb"%b|%b"
+    % (
+        GZIP,
+        ZSTD,
+    ): "compressed twice, or a compressed live pipe; decompress it first: zcat, or zstdcat",
     rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
 }
@@ -668,6 +685,11 @@ class Range(Struct, frozen=True):
     version: str | None = None  # of the file when it was cut into ranges: all are of the same
     data: bytes | None = None
     size: int = 0  # in bytes, where that is known
+
+    @property
+    def work(self) -> int:
+        """Bytes to scan, about: what is compressed holds some ten times its size."""
+        return self.size * (10 if self.end is None else 1)
 
 
 class Pipe(io.RawIOBase):
@@ -783,27 +805,31 @@ def blocks(stream: Any, left: float, is_start: bool, size: int) -> Iterator[tupl
     buffer = bytearray(size)
     while left > 0 and (length := stream.readinto(memoryview(buffer)[: int(min(size, left))])):
         if not buffer.endswith(b"\n", 0, length):
-            rest = line_rest(stream)
-            buffer[length : length + len(rest)] = rest
-            length += len(rest)
+            for rest in line_rest(stream):
+                buffer[length : length + len(rest)] = rest
+                length += len(rest)
         left -= length
         yield buffer, length
     if 0 < left < ENDLESS:
         raise Refused(CUT_SHORT)
 
 
-def line_rest(stream: io.BufferedIOBase) -> bytes:
-    """What is left of a line in a stream."""
-    rest = stream.readline(MAX_LINE + 1)
-    if len(rest) > MAX_LINE:
+def line_rest(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """Yield what is left of a line in a stream, in pieces."""
+    left = MAX_LINE
+    while (rest := stream.readline(BLOCK)) and left > 0:
+        yield rest
+        left -= len(rest)
+        if rest.endswith(b"\n"):
+            return
+    if rest:
         raise Refused(TOO_LONG)
-    return rest
 
 
 def line_start(file: io.BufferedIOBase, offset: int) -> int:
     """Go to the first line of a file that begins at an offset (bytes) or after it; return where."""
     file.seek(max(offset - 1, 0))
-    if offset and not line_rest(file):
+    if offset and not sum(map(len, line_rest(file))):
         raise Refused(CUT_SHORT)
     return file.tell()
 
@@ -869,11 +895,14 @@ def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
 def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
     """Like scan_in_turn, in processes, each with a pipe of its own for its ranges and batches."""
     with about("scanning processes"), contextlib.ExitStack() as stack:
-        # In turn: all have as many ranges, so that few fill a pipe.
-        turns = itertools.cycle(started(workers, scan, stack))
+        assigned = dict.fromkeys(started(workers, scan, stack), 0)  # bytes to scan
+        waiting = dict.fromkeys(assigned, 0)  # ranges: few, so that they do not fill a pipe
 
         def send(part: Range) -> Any:
-            connection = next(turns)
+            free = [one for one, number in waiting.items() if number <= PER_WORKER]
+            connection = min(free, key=assigned.__getitem__)
+            assigned[connection] += part.work
+            waiting[connection] += 1
             connection.send(part)
             return connection
 
@@ -886,6 +915,7 @@ def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
                         yield part, batch
                 if isinstance(end, LoadError):
                     raise end
+                waiting[connection] -= 1
         except (EOFError, OSError):
             what = "a scanning process was killed (out of memory?); try fewer --workers"
             raise LoadError(what) from None
@@ -904,8 +934,7 @@ def started(number: int, scan: Scanner, stack: contextlib.ExitStack) -> list[Any
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(theirs, ours, scan), daemon=True)
             process.start()
-            stack.callback(process.join)
-            stack.callback(process.kill)  # which comes first
+            stack.callback(process.kill)
             theirs.close()
             connections.append(ours)
     finally:
@@ -1110,14 +1139,15 @@ class Database:
     """A transaction with an SQLite file, or where there is none to read with one in memory; ?: a
     parameter. Of its SQL, Postgres can translate whatever SQLite alone knows."""
 
-    # Of each column its table and name, none if there are no tables yet; its type and default
+    DIALECT: tuple[tuple[str, str], ...] = ()
+    # Of each column its table, name and type, none if there are no tables yet; here its default
     COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
         FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
     # Of large pages new users fill less; the cache holds what a load of old users changes.
     SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")  # bytes, KiB
 
     def __init__(self, target: str, lock_timeout: float) -> None:
-        self.path = os.path.realpath(target)  # the file itself, should it be a link
+        self.target = target
         self.lock_timeout = lock_timeout
         self.connection: Any = sqlite3.connect(":memory:", isolation_level=None)
 
@@ -1125,7 +1155,7 @@ class Database:
         """Begin, to write when it is our turn. An empty file that a failed first load has made
         stays, since others may have opened it. In a directory that can't be written, a database in
         WAL mode is read as one at rest."""
-        path = self.path
+        path = os.path.realpath(self.target)  # the file itself, should it be a link
         uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
         modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
         try:
@@ -1150,6 +1180,12 @@ class Database:
         else:
             self.execute("BEGIN")  # there is nothing to read
 
+    def spelt(self, sql: str) -> str:
+        """Some SQL, as the database spells it."""
+        for pattern, spelling in self.DIALECT:
+            sql = re.sub(pattern, spelling, sql)
+        return sql
+
     def execute(self, sql: str, *values: Any) -> Any:
         """Execute a statement, and let signals in while waiting for a lock."""
         deadline = time.monotonic() + self.lock_timeout
@@ -1170,18 +1206,18 @@ class Database:
         with contextlib.closing(in_memory()) as new:
             wanted = new.execute(new.COLUMNS).fetchall()
             [latest] = new.execute("PRAGMA user_version").fetchone()
-        present = {(table, name) for table, name, *_ in self.execute(self.COLUMNS)}
+        present = {(row[0], row[1]): row[2].upper() for row in self.execute(self.COLUMNS)}
         statements = []
         for table, name, kind, default in wanted if present else ():
-            if (table, name) in present:
-                continue
-            if default is None:  # it is not newer than version 1.0.0
+            found = present.get((table, name))
+            if not found and default is not None:  # it is newer than version 1.0.0
+                column = f"{name} {kind} NOT NULL DEFAULT {default}"
+                statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
+            elif found != self.spelt(kind):
                 what = "it is not one of load_active_users.py; choose another --db"
-                raise Refused(f"it has no column {table}.{name}: {what}")
-            column = f"{name} {kind} NOT NULL DEFAULT {default}"
-            statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
+                raise Refused(f"it has no column {table}.{name} of type {kind}: {what}")
         stored = str(self.execute("PRAGMA user_version").fetchone()[0])
-        if stored.isdecimal() and int(stored) > latest:  # a comment may say anything
+        if present and stored.isdecimal() and int(stored) > latest:  # a comment may say anything
             what = f"is of a later version of load_active_users.py than {__version__}; use that"
             raise Refused(what)
         if write and (statements or not present):
@@ -1237,7 +1273,8 @@ class Database:
     def merge(self, day: str, load: Load, write: bool) -> tuple[int, int]:
         """Add a load's users on a date; return how many it has, and how many of them are new."""
         insert = """INSERT INTO active_user (date, user_pseudo_id)
-            SELECT ?, value FROM json_each(?) AS value WHERE true ON CONFLICT DO NOTHING"""
+            SELECT ?, value FROM json_each(?) AS value WHERE true
+            ON CONFLICT (date, user_pseudo_id) DO NOTHING"""  # refused without the primary key
         new = """SELECT count(*) FROM json_each(?) AS value WHERE NOT EXISTS (
             SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
         held = added = 0
@@ -1291,7 +1328,8 @@ def options(terms: Terms) -> str:
 class Postgres(Database):
     """A transaction with a PostgreSQL database, to which each statement is translated."""
 
-    COLUMNS = """SELECT relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+    COLUMNS = """SELECT relname, attname, format_type(atttypid, atttypmod)
+        FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
         WHERE relname IN ('active_user_table', 'active_user', 'load_log')
             AND pg_table_is_visible(attrelid) AND attnum > 0 AND NOT attisdropped"""
     DIALECT = (  # what SQLite says, and what is the same here
@@ -1334,9 +1372,7 @@ class Postgres(Database):
             raise Refused(f"its tables are in schema {name}, {what}")
 
     def execute(self, sql: str, *values: Any) -> Any:
-        for pattern, spelling in self.DIALECT:
-            sql = re.sub(pattern, spelling, sql)
-        return self.connection.execute(sql.encode(), values or None)
+        return self.connection.execute(self.spelt(sql).encode(), values or None)
 
 
 def is_postgres(target: str) -> bool:
@@ -1649,7 +1685,7 @@ class LiveLoader(Loader):
                 for part in arriving(source, self.stopped):
                     for batch in self.scanner()(part):
                         self.lines_read += batch.tally.lines
-                        if batch.tally.bytes:
+                        if batch.tally.lines or batch.tally.bytes:
                             self.take(self.load, part, batch)
                         yield
                         if self.stopped and part.data is None:
@@ -1870,12 +1906,14 @@ def plot_table(path: str, target: str) -> None:
     a link, the file that it links to. The same rows give the same bytes. Raises LoadError."""
     rows, terms = stored_counts(target)
     with about(f"{path}: what was loaded is loaded, but not drawn"):
-        figure = drawn(rows, terms)
         suffix = os.path.splitext(path)[1].lower()
+        content = io.BytesIO()
+        drawn(rows, terms).savefig(content, format=suffix[1:], metadata=PICTURES[suffix])
         path = os.path.realpath(path)
         unfinished = f"{path}.{os.urandom(4).hex()}"
         try:
-            figure.savefig(unfinished, format=suffix[1:], metadata=PICTURES[suffix])
+            with open(unfinished, "xb") as file:
+                file.write(content.getvalue())
             if os.path.exists(path):
                 os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
             os.replace(unfinished, path)
@@ -1913,8 +1951,10 @@ def check_options(
     plot: str | None,
 ) -> None:
     """Raise UsageError for options that contradict each other, or have values that can't be."""
-    for variable, value in os.environ.items():
-        if variable.startswith("LOAD_ACTIVE_USERS_") and not value:  # which click passes over
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        variable = f"{context.auto_envvar_prefix}_{str(parameter.name).upper()}"
+        if os.environ.get(variable) == "":  # which click passes over
             raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
@@ -2030,8 +2070,8 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     number = min(workers or cpus, len(parts))
     # What can't be split is compressed: it holds some ten times its size.
-    size = sum(part.size * (10 if part.end is None else 1) for part in parts)
-    if number > 1 and size > POOL_MIN_BYTES and all(part.size for part in parts):
+    is_large = sum(part.work for part in parts) > POOL_MIN_BYTES
+    if number > 1 and is_large and all(part.size for part in parts):
         return scan_in_processes(parts, scan, number)
     return scan_in_turn(parts, scan)
 

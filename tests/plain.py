@@ -35,7 +35,7 @@ OTHER_FORMATS = {
     "xz-compressed": rb"\xfd7zXZ\0",
     "bzip2-compressed": rb"BZh",
     "lz4-compressed": rb"\x04\x22\x4d\x18",
-    "still compressed": rb"\x1f\x8b|\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+    "compressed twice": rb"\x1f\x8b|\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
     "a tar archive": rb"[\s\S]{257}ustar[\0 ]",
     "UTF-16": rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]",
     "HTML or XML": rb"\s*<[!?a-zA-Z]",

@@ -34,7 +34,7 @@ LOCKED = (
 LOCKED += "that is done"
 FULL = "small/a.db: database or disk is full; free some disk space and load again"
 WAITS = "; what was read waits, trying again every 1 s"
-COMPRESSED = "is still compressed; decompress it first: zcat, or zstdcat"
+COMPRESSED = "is compressed twice, or a compressed live pipe; decompress it first: zcat, or zstdcat"
 NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NAMES = [number.name for number in STOPS]
@@ -372,11 +372,11 @@ def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
     with closing(sqlite3.connect(pipe.loader.db)) as db:
         db.execute("DROP TABLE active_user")
     pipe.write(lines(event("b"), event("c")))
-    what = "it has no column active_user.date: it is not one of load_active_users.py"
+    what = "it has no column active_user.date of type DATE: it is not one of "
     assert pipe.process.wait(30) == 1
     assert pipe.said() == (
         "not stored: the last lines that were read (2), up to -:3\n"
-        f"Error: active_user_table.db: {what}; choose another --db\n"
+        f"Error: active_user_table.db: {what}load_active_users.py; choose another --db\n"
     )
 
 

@@ -1402,7 +1402,7 @@ def tarred(mode: Any) -> bytes:
 ARRAY = "is a JSON array; make it one event per line: jq -c '.[]'"
 PRETTY = "is pretty-printed JSON; make it one event per line: jq -c ."
 UTF_16 = "is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8"
-TWICE = "is still compressed; decompress it first: zcat, or zstdcat"
+TWICE = "is compressed twice, or a compressed live pipe; decompress it first: zcat, or zstdcat"
 TAR = "is a tar archive; load the files in it: tar -xO"
 HTML = f"is HTML or XML; {AS_JSON}"
 OTHER_FORMATS = {
@@ -1565,17 +1565,27 @@ SCHEMA = (ROOT / "schema.sql").read_text()
 OLD = (ROOT / "tests" / "database-1.0.0.sql").read_text()
 LATER = "is of a later version of load_active_users.py than {}; use that"
 FOREIGN = {
-    "another program's": ("CREATE TABLE notes (text)", NO_COLUMN.format("active_user_table.date")),
-    "a table to plot of another shape": (
-        "CREATE TABLE active_user_table (date, users)",
-        NO_COLUMN.format("active_user_table.active_user_count"),
+    "another program's": (
+        "CREATE TABLE notes (text)",
+        NO_COLUMN.format("active_user_table.date of type DATE"),
     ),
-    "only the table to plot": (SCHEMA.split(";")[0], NO_COLUMN.format("active_user.date")),
+    "a table to plot of another shape": (
+        "CREATE TABLE active_user_table (date DATE, users)",
+        NO_COLUMN.format("active_user_table.active_user_count of type INTEGER"),
+    ),
+    "only the table to plot": (
+        SCHEMA.split(";")[0],
+        NO_COLUMN.format("active_user.date of type DATE"),
+    ),
     "one from before 1.0.0": (
         OLD.replace("    blank_lines INTEGER NOT NULL,\n", "")
         .replace(",0,3,3,1,0,2)", ",3,3,1,0,2)")
         .replace(",1,2,2,0,1,1)", ",2,2,0,1,1)"),
-        NO_COLUMN.format("load_log.blank_lines"),
+        NO_COLUMN.format("load_log.blank_lines of type INTEGER"),
+    ),
+    "one whose users are numbers": (
+        SCHEMA.replace("user_pseudo_id TEXT", "user_pseudo_id INTEGER"),
+        NO_COLUMN.format("active_user.user_pseudo_id of type TEXT"),
     ),
     "one of a later version": (
         SCHEMA + "PRAGMA user_version = 3;",

@@ -402,8 +402,8 @@ def test_a_database_that_is_not_there_cannot_be_drawn(loader: Loader) -> None:
 def test_another_database_cannot_be_drawn(loader: Loader) -> None:
     with closing(sqlite3.connect(loader.db)) as db:
         db.execute("CREATE TABLE other (x)")
-    what = "it has no column active_user_table.date: it is not one of load_active_users.py"
-    said = f"Error: active_user_table.db: {what}; choose another --db\n"
+    what = "it has no column active_user_table.date of type DATE: it is not one of "
+    said = f"Error: active_user_table.db: {what}load_active_users.py; choose another --db\n"
     assert loader.refuse("--plot", "a.png") == said
 
 

@@ -241,16 +241,20 @@ def test_a_database_keeps_one_rule(loader: PostgresLoader) -> None:
 
 
 OTHERS = [
-    ("CREATE TABLE active_user (date DATE)", "active_user_table.date"),
-    ("CREATE TABLE load_log (x TEXT)", "active_user_table.date"),
+    ("CREATE TABLE active_user (date DATE)", "active_user_table.date of type DATE"),
+    ("CREATE TABLE load_log (x TEXT)", "active_user_table.date of type DATE"),
     (
         "CREATE TABLE active_user_table (date DATE PRIMARY KEY)",
-        "active_user_table.active_user_count",
+        "active_user_table.active_user_count of type INTEGER",
+    ),
+    (
+        "CREATE TABLE active_user_table (date DATE PRIMARY KEY, active_user_count INTEGER)",
+        "active_user_table.active_user_count of type INTEGER",
     ),
 ]
 
 
-@pytest.mark.parametrize(("script", "what"), OTHERS, ids=["users", "log", "counts"])
+@pytest.mark.parametrize(("script", "what"), OTHERS, ids=["users", "log", "counts", "small counts"])
 def test_tables_that_are_not_ours(loader: PostgresLoader, script: str, what: str) -> None:
     loader.query(script)
     what = f"it has no column {what}: it is not one of load_active_users.py; choose another --db"

@@ -577,7 +577,8 @@ def of_another_program(db: sqlite3.Connection) -> None:
 
 LATER = "is of a later version of load_active_users.py than 1.1.0; use that"
 OTHER = (
-    "it has no column load_log.load_id: it is not one of load_active_users.py; choose another --db"
+    "it has no column load_log.load_id of type TEXT: "
+    "it is not one of load_active_users.py; choose another --db"
 )
 RULES = (
     "was filled under the rule --timezone US/Central --event-name user_engagement "
@@ -1109,8 +1110,8 @@ def test_a_reader_is_not_in_the_way_for_long(loader: Loader) -> None:
     [
         (
             "CREATE TABLE notes (text)",
-            "it has no column active_user_table.date: it is not one of load_active_users.py; "
-            "choose another --db",
+            "it has no column active_user_table.date of type DATE: "
+            "it is not one of load_active_users.py; choose another --db",
         ),
         (
             (ROOT / "schema.sql").read_text()
