@@ -253,6 +253,20 @@ def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     assert said == f"Error: -: {COMPRESSED}\n"
 
 
+def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> None:
+    """Its last batch counts no bytes, and is one all the same."""
+    other = lines({"x": "y" * 4000})
+    rows = other * (BATCH // len(other) + 100)
+    name = loader.file(gzip.compress(rows + lines(event("a")) + b"bad", 1), "a.gz")
+    pipe = Live(loader, loader.command("--commit-every", 1000, "--max-bad-records", 1, name))
+    what = "is not a JSON object, {...}: one event per line is expected"
+    number = rows.count(b"\n") + 2
+    status, out, said = pipe.end()
+    assert (status, said) == (0, f"{name}:{number}: {what}\n")
+    assert out.splitlines()[-1].startswith(f"{number} lines → 1 engagement event")
+    assert pipe.users() == ["a"]
+
+
 def test_the_command_in_the_readme(loader: Loader) -> None:
     """Its pipe, with a producer that ends."""
     blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]

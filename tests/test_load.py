@@ -1601,6 +1601,34 @@ def test_a_database_that_is_not_ours(loader: Loader, script: str, what: str) -> 
         assert loader.refuse(*args, SAMPLE) == f"Error: active_user_table.db: {what}\n"
 
 
+def test_tables_without_their_primary_keys(loader: Loader) -> None:
+    """Where the same users would be added again and again."""
+    key = "PRIMARY KEY (date, user_pseudo_id)"
+    loader.execute(SCHEMA.replace(key, "CHECK (1)").replace(") WITHOUT ROWID", ")"))
+    what = "ON CONFLICT clause does not match any PRIMARY KEY or UNIQUE constraint"
+    what = f"a table lacks its primary key ({what}); give it the one that schema.sql has"
+    assert loader.refuse(SAMPLE) == f"Error: active_user_table.db: {what}\n"
+
+
+def test_a_new_file_that_another_program_has_numbered(loader: Loader) -> None:
+    """It has no tables, of whatever version."""
+    loader.execute("PRAGMA user_version = 99; CREATE TABLE x (y); DROP TABLE x")
+    assert loader.load(SAMPLE)["lines"] == 1000
+
+
+def test_a_working_directory_that_was_deleted(loader: Loader) -> None:
+    """It is no matter where all paths are absolute."""
+    (loader.directory / "gone").mkdir()
+    loader.file(SAMPLE.read_bytes())
+    command = (
+        f'cd gone && rmdir ../gone && exec "$@" --db {loader.db} {loader.directory}/events.jsons'
+    )
+    shell = ["sh", "-c", command, "sh", *loader.command("-q")]
+    done = subprocess.run(shell, cwd=loader.directory, env=environment(), capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert loader.table() == {"2019-12-29": 11, "2019-12-30": 31, "2019-12-31": 22}
+
+
 def test_a_database_that_is_no_database(loader: Loader) -> None:
     loader.db.write_bytes(b"hello, world" * 100)
     done = loader.run(SAMPLE)

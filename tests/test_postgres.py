@@ -261,6 +261,14 @@ def test_tables_that_are_not_ours(loader: PostgresLoader, script: str, what: str
     assert endless(loader) == (1, b"", f"Error: {loader.shown}: {what}\n")
 
 
+def test_tables_without_their_primary_keys(loader: PostgresLoader) -> None:
+    loader.load(SAMPLE)
+    loader.query("ALTER TABLE active_user DROP CONSTRAINT active_user_pkey")
+    what = "there is no unique or exclusion constraint matching the ON CONFLICT specification"
+    what = f"a table lacks its primary key ({what}); give it the one that schema.sql has"
+    assert loader.refuse(SAMPLE) == f"Error: {loader.shown}: {what}\n"
+
+
 def test_other_tables_are_no_matter(loader: PostgresLoader) -> None:
     loader.query("CREATE TABLE other (x TEXT)")
     assert loader.load(SAMPLE)["lines"] == 1000

@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import operator
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -299,6 +301,19 @@ def test_no_process_is_sent_more_than_its_pipe_holds() -> None:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     assert [part for part, _ in found] == parts
+
+
+def test_processes_have_as_much_to_do() -> None:
+    """Of large and small files in turn."""
+    parts = [Range(f"{n}", size=1 + 999 * (n % 2 == 0)) for n in range(24)]
+
+    def scan(part: Range) -> Iterator[Batch]:
+        yield Batch(bad=[(os.getpid(), "", b"")])
+
+    work: dict[int, int] = defaultdict(int)
+    for part, batch in scan_in_processes(parts, scan, 2):  # type: ignore[arg-type]
+        work[batch.bad[0][0]] += part.work
+    assert abs(operator.sub(*work.values())) < 2 * parts[0].work
 
 
 class Huge(bytes):
