@@ -2227,17 +2227,17 @@ def main(
             size = CLUSTER_RANGE if cluster else BATCH
             at_once = [] if commit_every else sources
             parts = [part for source in at_once for part in ranges(source, size)]
-            bar = stack.enter_context(progress_bar(progress, parts))
             kind = LiveLoader if commit_every else Loader
-            loader = kind(
-                events, db, rule, dates, replace=replace, validate=validate, dry_run=dry_run,
-                max_bad_records=max_bad_records, rejects=file, bar=bar, every=commit_every or 0,
-                report=Report(shows_removed=replace),
-            )
-            if isinstance(loader, LiveLoader):
-                loader.load_arriving(sources)
-            else:
-                loader.load_once(scanned(parts, loader.scanner(), workers, cluster))
+            with progress_bar(progress, parts) as bar:  # which is wiped before the report
+                loader = kind(
+                    events, db, rule, dates, replace=replace, validate=validate, dry_run=dry_run,
+                    max_bad_records=max_bad_records, rejects=file, bar=bar,
+                    every=commit_every or 0, report=Report(shows_removed=replace),
+                )
+                if isinstance(loader, LiveLoader):
+                    loader.load_arriving(sources)
+                else:
+                    loader.load_once(scanned(parts, loader.scanner(), workers, cluster))
             loader.warn()
             if not quiet:
                 print_report(LAYOUTS[format](loader.report))

@@ -40,11 +40,15 @@ NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
 
 
 def on_a_terminal(
-    loader: Loader, *args: object, columns: int = 100, env: dict[str, str] | None = None
+    loader: Loader,
+    *args: object,
+    columns: int = 100,
+    env: dict[str, str] | None = None,
+    number: int = 2,
 ) -> tuple[int, str, str]:
     """The exit status of a command whose output is a terminal, and what it printed on it and on
-    standard error, which is a terminal of its own."""
-    terminals = [pty.openpty(), pty.openpty()]
+    standard error, which is a terminal of its own, if there are two."""
+    terminals = [pty.openpty() for _ in range(number)]
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
     for _, terminal in terminals:
         termios.tcsetwinsize(terminal, (24, columns))
@@ -53,7 +57,7 @@ def on_a_terminal(
         env={**environment, "TERM": "xterm", **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=terminals[0][1],
-        stderr=terminals[1][1],
+        stderr=terminals[-1][1],
     ) as process:
         for _, terminal in terminals:
             os.close(terminal)
@@ -72,8 +76,8 @@ def on_a_terminal(
         process.wait(60)
     for controller in texts:
         os.close(controller)
-    out, err = (text.decode().replace("\r\n", "\n") for text in texts.values())
-    return process.returncode, out, err
+    printed = [text.decode().replace("\r\n", "\n") for text in texts.values()]
+    return process.returncode, printed[0], printed[-1]
 
 
 # -- The report on a terminal
@@ -235,6 +239,14 @@ def test_progress_on_a_terminal(loader: Loader, large: Path, workers: int) -> No
     assert bars[-1] and bars[-1].groups() == ("writing: ", "100")
     assert {bar[1] for bar in bars[:-1] if bar} <= {None}
     assert seen(err) == [""]
+
+
+def test_the_report_takes_the_place_of_the_bar(loader: Loader) -> None:
+    """On a terminal that shows both."""
+    status, out, _ = on_a_terminal(loader, "--format", "csv", SAMPLE, number=1)
+    assert (status, "writing: " in out) == (0, True)
+    rows = ["2019-12-29,11,11", "2019-12-30,31,31", "2019-12-31,22,22"]
+    assert seen(out) == ["date,active_user_count,added", *rows, ""]
 
 
 def test_progress_of_compressed_files(loader: Loader) -> None:
