@@ -451,7 +451,7 @@ BLANK = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 BATCH = 32 << 20  # bytes of lines
 BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
-SPLIT = 8  # parts of lines of which one is unusual
+SPLIT = 8  # parts into which lines are cut of which one is unusual
 RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
 MAX_REPORTED = 20  # bad records of a load to report in full
 Buffer = bytes | bytearray
@@ -1987,7 +1987,7 @@ def make_rule(dates: str | None, *terms: Any) -> Rule:
 
 
 def identity(file: str | int) -> object:
-    """What is the same for two names of one file, and never for what is none, as a terminal."""
+    """What is equal for two names of one file, and for nothing else: a terminal is no file."""
     try:
         status = os.stat(file)
     except OSError:
@@ -2069,7 +2069,6 @@ def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str
         return scan_on_cluster(parts, scan, cluster)
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     number = min(workers or cpus, len(parts))
-    # What can't be split is compressed: it holds some ten times its size.
     is_large = sum(part.work for part in parts) > POOL_MIN_BYTES
     if number > 1 and is_large and all(part.size for part in parts):
         return scan_in_processes(parts, scan, number)

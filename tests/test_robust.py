@@ -1292,6 +1292,18 @@ def test_a_full_disk_for_the_rejects(loader: Loader, disk: Path) -> None:
 
 
 @AS_ROOT
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_full_disk_for_the_picture(loader: Loader, disk: Path, suffix: str) -> None:
+    loader.load(SAMPLE)
+    (disk / "other").write_bytes(bytes((1 << 20) - 4096))
+    path = f"{disk}/x.{suffix}"
+    what = "No space left on device; free some disk space and load again"
+    said = f"Error: {path}: what was loaded is loaded, but not drawn: {what}\n"
+    assert loader.drawing().refuse("--plot", path) == said
+    assert [file.name for file in disk.iterdir()] == ["other"]
+
+
+@AS_ROOT
 def test_a_temporary_directory_that_is_full(loader: Loader, disk: Path) -> None:
     """Named by TMPDIR, as every program knows it."""
     row = lines(event("USER"))
