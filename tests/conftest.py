@@ -309,9 +309,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     return Scheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long begins first, so that in the end no test has to be waited for. What waits for
     a minute has a process of its own meanwhile, and is followed there by a test, not by many."""
+    if not config.getoption("numprocesses", 0):
+        return  # they run one by one, as they are named
     first = (*FIRST, "test_robust", "test_scan")
     items.sort(key=lambda item: [name not in (item.name, item.path.stem) for name in first])
 

@@ -1,14 +1,14 @@
 """Break load_active_users.py in many small ways, one at a time, and show what no test notices.
 
-    python tests/mutate.py --sample 50 --seed 1 --section "The rule" --dir /tmp/mutants
+    python tests/mutate.py --sample 200 --seed 1 --section "The rule" --dir /tmp/mutants
 
 In a mutant one expression or statement differs: a comparison, an operator, a constant, a condition
 negated, an argument or a statement left out. The tests that reach the statement run on a copy of
-the project, the quickest first, until one fails. A survivor is shown as a diff: a test is missing,
-or the change makes no difference that can be seen.
+the project, the quickest first, until one fails; a mutant per processor at once. A survivor is
+shown as a diff: a test is missing, or the change makes no difference that can be seen.
 
 Which tests reach which statement is measured first, by running all of them twice; --dir keeps that
-for the next time. Not part of CI: a mutant takes up to a minute.
+for the next time. Not part of CI: a survivor takes minutes.
 """
 
 import ast
@@ -21,11 +21,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zlib
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,15 +226,22 @@ def main() -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(measure(directory, text)))
         taken, reached = json.loads(kept.read_text())
-        survivors = 0
-        for number, mutant in enumerate(drawn):
-            print(f"judged {number}, survived {survivors}", file=sys.stderr, flush=True)
+
+        def survives(mutant: Mutant) -> bool:
             tests = sorted(reached.get(str(mutant.line), taken), key=lambda test: taken[test])
             broken = text[: mutant.start] + mutant.code + text[mutant.end :]
             seconds = 60 + 3 * sum(taken[test] for test in tests)
-            if run_tests(directory, "mutant", broken, "-x", *tests, seconds=seconds) == 0:
-                print(difference(text, mutant), end="\n\n", flush=True)
-                survivors += 1
+            name = threading.current_thread().name  # a copy of the project for each
+            return not run_tests(directory, name, broken, "-x", "-n0", *tests, seconds=seconds)
+
+        survivors = 0
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mutant") as pool:
+            found = zip(drawn, pool.map(survives, drawn), strict=True)
+            for number, (mutant, survived) in enumerate(found, 1):
+                if survived:
+                    print(difference(text, mutant), end="\n\n", flush=True)
+                    survivors += 1
+                print(f"judged {number}, survived {survivors}", file=sys.stderr, flush=True)
     print(f"{len(drawn) - survivors} of {len(drawn)} mutants killed, {survivors} survived")
 
 
