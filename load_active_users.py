@@ -665,11 +665,8 @@ FORMATS = {  # by their first bytes
     rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
     rb"BZh": "bzip2-compressed; decompress it first: bzcat",
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
-    rb"%b|%b"
-    % (
-        GZIP,
-        ZSTD,
-    ): "compressed twice, or a compressed live pipe; decompress it first: zcat, or zstdcat",
+    GZIP + rb"|" + ZSTD: "compressed twice, or a compressed live pipe; decompress it first: zcat, "
+    "or zstdcat",
     rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
 }
@@ -736,6 +733,8 @@ def opened_source(source: str) -> Iterator[tuple[io.BufferedReader, str]]:
         system, path = file_system(source)
         system.invalidate_cache()
         info = system.info(path)
+        if info.get("type") == "directory":  # which some open as an empty file
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         tokens = map(info.get, ("ETag", "etag", "ino", "Last-Modified", "mtime"))
         version = next(filter(None, tokens), None)
         in_ranges = info.get("partial", "http" not in system.protocol)

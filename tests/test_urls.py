@@ -452,6 +452,16 @@ def test_objects_that_are_missing(loader: Loader, bucket: str, name: str) -> Non
     assert loader.refuse(f"s3://{name}") == f"Error: s3://{name}: {NOT_FOUND}\n"
 
 
+@pytest.mark.usefixtures("libraries")
+@s3_only
+def test_a_bucket_and_a_prefix_are_directories(loader: Loader, bucket: str) -> None:
+    put(bucket, "prefix/plain.jsons", SAMPLE.read_bytes())
+    why = "Is a directory; name the files in it"
+    for url in ("s3://events", "s3://events/prefix"):
+        assert loader.refuse(url) == f"Error: {url}: {why}\n"
+    assert loader.refuse("s3://events/pref*") == f"Error: s3://events/prefix: {why}\n"
+
+
 @s3_only
 def test_an_object_that_is_replaced_meanwhile(bucket: str) -> None:
     put(bucket, "replaced.jsons", SAMPLE.read_bytes())
