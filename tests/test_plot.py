@@ -276,6 +276,29 @@ def test_what_a_picture_says() -> None:
     assert {"2019-12-29", "2019-12-30", "2019-12-31", "1,000", "1,037", "1,074"} <= set(said)
 
 
+def test_the_look_of_a_picture() -> None:
+    """Light lines across behind the bars, no frame but the axis of the dates, small grey words."""
+    from matplotlib.text import Text
+
+    drawn_ = of_days(14)
+    axes = drawn_.axes
+    assert axes.get_axisbelow() is True
+    across, along = axes.get_ygridlines(), axes.get_xgridlines()
+    assert {(line.get_color(), line.get_visible()) for line in across} == {("0.9", True)}
+    assert {line.get_visible() for line in along} == {False}
+    assert [side for side, spine in axes.spines.items() if spine.get_visible()] == ["bottom"]
+    assert {tick.tick1line.get_markersize() for tick in axes.yaxis.get_major_ticks()} == {0}
+    figure = drawn_.figure
+    assert (tuple(figure.get_size_inches()), figure.dpi) == ((10, 5), 120)
+    words = {text.get_text(): text for text in figure.findobj(Text)}
+    title, caption = words[axes.get_title(loc="left")], words[figure.get_supxlabel()]
+    assert title.get_fontsize() == 14
+    assert (caption.get_fontsize(), caption.get_color()) == (8, "0.4")
+    assert (caption.get_position()[0], caption.get_ha()) == (0.01, "left")
+    assert [text.get_fontsize() for text in axes.get_legend().get_texts()] == [9]
+    assert axes.get_legend().get_frame_on() is False
+
+
 def test_a_picture_of_no_dates() -> None:
     assert texts(picture([], None, ".svg")) == ["Active users per day", "no dates yet"]
     assert texts(picture([], TERMS, ".svg")) == ["Active users per day", "no dates yet"]
