@@ -1299,8 +1299,8 @@ class Database:
             if write and (count.added or count.removed):
                 self.execute("DELETE FROM active_user WHERE date = ?", day)
                 self.merge(day, load, write)
-        elif kept < (counted or 0) and not replace:  # users were deleted from it: it is final
-            count = DateCount(day, counted or 0, left_out=sum(map(len, load.users(day))))
+        elif counted and kept < counted and not replace:  # users were deleted: it is final
+            count = DateCount(day, counted, left_out=sum(map(len, load.users(day))))
         else:
             held, added = self.merge(day, load, write)
             count = DateCount(day, kept + added, added, loaded=held)
@@ -1571,7 +1571,7 @@ def ascii_json(value: Any) -> str:
     if not text.isascii():
         import json
 
-        text = json.dumps(value, separators=(",", ":"))
+        text = json.dumps(value)
     return text
 
 
@@ -1960,7 +1960,7 @@ def check_options(
     if plot and not plot.lower().endswith(tuple(PICTURES)):
         what = f"{plot!r} does not end in {', '.join(PICTURES)}"
         raise click.BadParameter(what, param_hint="'--plot'")
-    if every is not None and every != every:
+    if every != every:
         raise click.BadParameter("nan is not a number of seconds", param_hint="'--commit-every'")
     if every and (replace or dry_run):
         raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")

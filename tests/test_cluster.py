@@ -231,13 +231,14 @@ versions.get_package_info = of_packages
 """
 
 
-@pytest.mark.parametrize("found", ["msgspec 0.1.2", "python 3.10.1.final.0"])
+@pytest.mark.parametrize("found", ["msgspec 0.1.2", "stringzilla 0.1.2", "python 3.10.1.final.0"])
 def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
     site = loader.directory / "site"
-    if found.startswith("msgspec"):
-        (site / "msgspec-0.1.2.dist-info").mkdir(parents=True)
-        metadata = "Name: msgspec\nVersion: 0.1.2\n"
-        (site / "msgspec-0.1.2.dist-info" / "METADATA").write_text(metadata)
+    package, version = found.split()
+    if package != "python":
+        information = site / f"{package}-{version}.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
     else:
         site.mkdir()
         (site / "sitecustomize.py").write_text(OTHER_PYTHON)

@@ -558,6 +558,20 @@ def test_nohup_keeps_a_live_load_alive(live: Start, loader: Loader) -> None:
     assert pipe.end() == (0, "", "")
 
 
+@pytest.mark.parametrize("number", STOPS[:2], ids=NAMES[:2])
+def test_a_signal_that_a_shell_lets_it_ignore(live: Start, loader: Loader, number: int) -> None:
+    """As of a command in the background."""
+    command = shlex.join(loader.command("-q", "--commit-every", 1000, "-"))
+    shell = f"trap '' INT TERM; exec {command}"
+    loader.command = lambda *_: ["sh", "-c", shell]  # type: ignore[method-assign]
+    pipe = live()
+    pipe.write(lines(event("a")))
+    pipe.await_read()
+    pipe.process.send_signal(number)
+    assert pipe.process.wait(30) == 0
+    assert (pipe.said(), pipe.users()) == ("", ["a"])
+
+
 # -- A database that refuses for a while
 
 
@@ -621,10 +635,21 @@ def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None
     size = rss(pipe.process.pid)
     with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
-        thread = threading.Thread(target=pipe.write, args=(data,))
+        written = 0
+
+        def produce() -> None:
+            nonlocal written
+            for start in range(0, len(data), 1 << 16):
+                pipe.write(data[start : start + (1 << 16)])
+                written = start
+
+        thread = threading.Thread(target=produce)
         thread.start()
         pipe.await_said(f"{LOCKED}{WAITS}\n")
-        time.sleep(1.2)
+        before = -1
+        while before < written:
+            before = written
+            time.sleep(1.2)
         assert thread.is_alive()  # the producer has to wait
         assert rss(pipe.process.pid) - size < 16 << 10
         db.execute("ROLLBACK")

@@ -1270,10 +1270,11 @@ def test_the_first_twenty_bad_records_and_how_many_more(loader: Loader) -> None:
     assert (loader.directory / "rejects").read_bytes() == b"x\n" * 15 + b"y\n" * 15
 
 
-def test_one_more_bad_record(loader: Loader) -> None:
-    said = loader.refuse("-", input=b"x\n" * 21)
+@pytest.mark.parametrize(("number", "more"), [(20, ""), (21, "and 1 more bad record\n")])
+def test_one_more_bad_record(loader: Loader, number: int, more: str) -> None:
+    said = loader.refuse("-", input=b"x\n" * number)
     first = "".join(f"-:{n}: {NOT_AN_OBJECT}\n" for n in range(1, 21))
-    assert said == first + "and 1 more bad record\n" + REFUSED.format(21)
+    assert said == first + more + REFUSED.format(number)
 
 
 def test_rejects_into_a_pipe(loader: Loader) -> None:

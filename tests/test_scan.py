@@ -387,6 +387,19 @@ def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> No
             list(scanning)
 
 
+def test_lines_that_are_appended_while_a_range_is_read(tmp_path: Path) -> None:
+    """They are no lines of its range, nor is a line that had not ended cut in two."""
+    path = tmp_path / "growing.jsons"
+    path.write_bytes(b'{"a":1}\n{"b":')
+    with path.open("r+b") as file:
+        scanning = blocks(file, path.stat().st_size, True, 8)
+        found = [bytes(buffer[:length]) for buffer, length in [next(scanning)]]
+        with path.open("ab") as other:
+            other.write(b'2}\n{"c":3}\n' * 9)
+        found += [bytes(buffer[:length]) for buffer, length in scanning]
+    assert found == [b'{"a":1}\n', b'{"b":2}\n']
+
+
 # After the kinds of case in https://github.com/nst/JSONTestSuite: values that JSON has, and not.
 VALUES = [
     *(b"-0", b"1E+2", b"0.1e-7", b"123.456", b"1e400", b"9" * 400, b'"\\u0000"'),
