@@ -496,6 +496,32 @@ def test_after_a_signal_no_more_of_a_file_is_read(tmp_path: Path) -> None:
     assert loader.load.tally.lines == -(-BATCH // BLOCK) * BLOCK // 1024
 
 
+def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All batches of it, though the signal comes when the first has been taken."""
+    monkeypatch.setattr("load_active_users.BATCH", 1)
+    os.mkfifo(tmp_path / "pipe")
+    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    loader = LiveLoader((), "", rule, None, every=1)
+    taken = loader.taken([str(tmp_path / "pipe")])
+    next(taken)  # it is open
+    with open(tmp_path / "pipe", "wb", buffering=0) as writer:
+        thread = threading.Thread(target=writer.write, args=(b" " * BLOCK,))
+        thread.start()
+        while thread.is_alive():
+            next(taken)
+        next(taken)  # now the pipe is empty, and what is written comes as a whole
+        writer.write(b"\n" + lines(event("a"), event("b")))
+        while not loader.load.tally.lines:
+            next(taken)
+        loader.stopped.append(signal.SIGTERM)
+        assert loader.load.tally.lines == 1
+        for _ in taken:
+            pass
+    assert loader.load.tally.lines == 3
+
+
 @pytest.mark.parametrize("name", ["pipe", "-"])
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -> None:

@@ -22,7 +22,16 @@ from test_cluster import Cluster
 from test_robust import of_users, usage
 
 import load_active_users
-from load_active_users import Load, LoadError, Scanner, expanded, ranges, rule_of, scan_in_turn
+from load_active_users import (
+    Load,
+    LoadError,
+    Scanner,
+    expanded,
+    leaks_secret,
+    ranges,
+    rule_of,
+    scan_in_turn,
+)
 
 RULE = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
 SCAN = Scanner(RULE, ("2000-01-01", "2099-12-31"))
@@ -358,6 +367,14 @@ SERVERS = [  # that are PostgreSQL's, and how they are shown
     ("postgresql://127.0.0.1:1/a?application_name=a::S3CRT", "postgresql://127.0.0.1:1/a"),
     ("postgresql://127.0.0.1:1/a?options=-c%20work_mem%3D1MB", "postgresql://127.0.0.1:1/a"),
 ]
+
+
+@pytest.mark.parametrize("db", [db for db, _ in SERVERS if "S3CRT" in db and "::" not in db])
+def test_what_a_server_says_of_a_password_is_not_shown(db: str) -> None:
+    """Nor is anything that it says beside that; what it says of the rest of the URL is."""
+    said = 'no database "a" for "loader" on 127.0.0.1'
+    assert leaks_secret(f"{said} with S3CRT", db)
+    assert not leaks_secret(said, db)
 
 
 @pytest.mark.parametrize(("db", "shown"), SERVERS, ids=[db for db, _ in SERVERS])
