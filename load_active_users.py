@@ -83,10 +83,14 @@ REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
     "42501": "grant the role what it needs",
     "ENOSPC": "free some disk space and load again",
     "EISDIR": "name the files in it",
+    "EBADF": "open it, or name files",
     "EMFILE": "allow more open files (ulimit -n)",
     "EAGAIN": "allow more processes (ulimit -u), or try fewer --workers",
 }
 MEANINGS = {  # of errors whose own words, which {} stands for, do not say enough
+    "^ModuleNotFoundError": "{}; install it with pip",
+    "^(ContentLength|TransferEncoding)Error": "the download was cut off; load again",
+    "during recovery": "{}; use the primary server, or load again when this is it",
     "^MemoryError": "out of memory; try fewer --workers, or a machine with more",
     "^FileNotFoundError": "No such file or directory",
     "scheduler-connection-lost": "the scheduler was lost; check that it runs, and load again",
@@ -97,29 +101,34 @@ MEANINGS = {  # of errors whose own words, which {} stands for, do not say enoug
     "^(EOFError|BadGzipFile|IsalError|ZstdError)": "the compressed data is damaged or cut off "
     "({}); fetch the file again",
 }
-TRANSIENT = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
-PLAIN = ("sqlite3", "psycopg", __name__)  # whose messages need no name of a class
+TRANSIENT = (
+    *("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY"),
+    *("0A000", "25006"),  # a PostgreSQL server that may soon be the primary
+)
+URL = r"[A-Za-z][\w+.-]*:/+"  # its beginning, also if a slash is missing
+PLAIN = ("sqlite3", "psycopg", "aiohttp", __name__)  # whose messages need no name of a class
 
 
 def redacted(name: str) -> str:
     """A source or database fit to be shown: of each URL in it no user, password, query, fragment,
     and nothing that may belong to a password."""
-    if "://" not in name:
+    if not re.search(URL, name):
         return name
     head = re.split(r"[?#]", name, maxsplit=1)[0]
     shown = []
-    for url in re.split(r"(?=::[A-Za-z][\w+.-]*://)", head):  # but not in an IPv6 address
-        scheme, separator, place = url.partition("://")
+    for url in re.split(f"(?=::{URL})", head):  # but not in an IPv6 address
+        scheme, place = re.findall("(.*?:/+|.*)(.*)", url, re.DOTALL)[0]
         if re.match("[^/]*[:@]", place):
             is_cut = "@" in name.partition(place)[2]
             place = "..." if is_cut else place.rpartition("@")[2]
-        shown.append(f"{scheme}{separator}{place}")
+        shown.append(scheme + place)
     return "".join(shown)
 
 
 def without_secrets(text: str) -> str:
     """A message, with the URLs in it as they may be shown."""
-    return re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda url: redacted(url[0]), text)
+    url = rf"{URL}(?:[^\s/@][^/@]*@)?\S+?(?=[\"';,.)]*(?:\s|$))"
+    return re.sub(url, lambda found: redacted(found[0]), text)
 
 
 def leaks_secret(text: str, name: str) -> bool:
@@ -139,17 +148,21 @@ def code_of(error: BaseException) -> str:
     return "_".join(sqlite.split("_")[:2]) or getattr(error, "sqlstate", None) or system
 
 
-def reason(error: BaseException) -> str:
+def reason(error: Any) -> str:
     """What an error says, in one line, with the remedy if one is known."""
     while cause := error.__cause__:
-        # fsspec calls whatever an HTTP server says "not found"
-        is_missing = not isinstance(cause, OSError) and getattr(cause, "status", 404) == 404
+        # fsspec says "not found" of an HTTP server, whatever went wrong
+        kind = type(cause)
+        is_other = issubclass(kind, OSError | ValueError) or kind.__module__.startswith("aiohttp")
+        is_missing = getattr(cause, "status", 0 if is_other else 404) == 404
         if isinstance(error, FileNotFoundError) and is_missing:
             break
         error = cause
     kind = type(error)
     primary = getattr(getattr(error, "diag", None), "message_primary", None)  # of PostgreSQL
     text = str(primary or getattr(error, "strerror", None) or error) or kind.__name__
+    if kind.__name__ == "ClientResponseError":
+        text = f"the server answers {error.status} {error.message}"
     text = " ".join(text.split())[:500]
     for sign, meaning in MEANINGS.items():
         if re.search(sign, f"{kind.__name__}: {text}"):
@@ -1158,7 +1171,8 @@ class Database:
         uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
         modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
         try:
-            os.stat(path)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise Refused("is not a regular file; choose another --db")
         except FileNotFoundError:
             modes = modes if write else []
         for mode in modes:
@@ -1467,11 +1481,11 @@ class Loader(Struct):
 
     def scanner(self) -> Scanner:
         """A scanner for the dates, of which the last may be tomorrow; beside those that it replaces
-        a load has others that are merged."""
+        a load has others that are merged, if they are usual ones."""
         first, last = parse_dates(self.dates, self.rule)
-        if self.replace:
-            first = min(first, FIRST_DATE)
-            last = max(last, parse_dates(None, self.rule)[1])
+        usual = parse_dates(None, self.rule)
+        if self.replace and first <= usual[1] and last >= usual[0]:
+            first, last = min(first, usual[0]), max(last, usual[1])
         return Scanner(self.rule, (first, last), self.validate, self.rejects is not None)
 
     def take(self, load: Load, part: Range, batch: Batch) -> None:
@@ -1957,7 +1971,7 @@ def check_options(
             raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
     if not events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
-    if plot and not plot.lower().endswith(tuple(PICTURES)):
+    if plot and os.path.splitext(plot)[1].lower() not in PICTURES:
         what = f"{plot!r} does not end in {', '.join(PICTURES)}"
         raise click.BadParameter(what, param_hint="'--plot'")
     if every != every:
@@ -1998,21 +2012,25 @@ def identity(file: str | int) -> object:
 def check_files(sources: list[str], db: str, rejects: str | None, plot: str | None) -> None:
     """Raise UsageError if an output is a file that is read or written otherwise."""
     files: dict[object, str] = {identity(SCHEMA): "schema.sql", identity(__file__): "the program"}
-    files |= {identity(1): "standard output", identity(2): "standard error"}
     for source in sources:
         paths = [re.sub(r"^(file|local|dir)://", "", part) for part in source.split("::")]
         paths = [*map(os.path.expanduser, paths), os.path.join(paths[-1], paths[0])]
         for path in paths if source != "-" else [0]:
             files[identity(path)] = f"the input {redacted(source)}"
+    if other := files.get(identity(1)):
+        raise click.UsageError(printable(f"standard output and {other} are the same file"))
+    files |= {identity(1): "standard output", identity(2): "standard error"}
     path = os.path.realpath(db)
     beside = {f"--db's {end}": path + end for end in ("-journal", "-wal", "-shm")}
     outputs = {"--db": db, **beside, "--rejects": rejects, "--plot": plot}
     for name, output in outputs.items():
+        if name in ("--rejects", "--plot") and re.match(URL, output or ""):
+            raise click.UsageError(f"{name} must be a local file, not a URL")
         if output and (other := files.setdefault(identity(output), name)) != name:
             raise click.UsageError(printable(f"{name} and {other} are the same file: {output!r}"))
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, may_be_pipe: bool) -> None:
     """Raise LoadError if a file can't be written."""
     directory = os.path.dirname(os.path.realpath(path))
     with about(path):
@@ -2020,9 +2038,11 @@ def check_writable(path: str) -> None:
             raise Refused(f"there is no directory {directory}; create it first")
         if os.path.isdir(path):
             raise Refused("is a directory; name a file")
-        for place in (path, directory):
+        if os.path.exists(path) and not (os.path.isfile(path) or may_be_pipe):
+            raise Refused("is not a regular file; name another")
+        for place, name in ((path, ""), (directory, f"{directory} ")):
             if os.path.exists(place) and not os.access(place, os.W_OK):
-                raise Refused(f"{place} can't be written; make it writable, or choose another")
+                raise Refused(f"{name}can't be written; make it writable, or choose another")
 
 
 def check_database(target: str, rule: Rule, dry_run: bool) -> None:
@@ -2217,10 +2237,11 @@ def main(
         check_files(sources, db, rejects, plot)
         for output in (rejects, plot, None if is_postgres(db) or not events else db):
             if output and not dry_run:
-                check_writable(output)
+                check_writable(output, may_be_pipe=output == rejects)
         rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
         if events:
-            check_database(db, rule, dry_run)
+            with contextlib.suppress(*[Unavailable] * bool(commit_every)):  # it waits for it
+                check_database(db, rule, dry_run)
             file = stack.enter_context(opened_rejects(rejects)) if rejects and not dry_run else None
             size = CLUSTER_RANGE if cluster else BATCH
             at_once = [] if commit_every else sources

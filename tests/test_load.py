@@ -560,6 +560,15 @@ def test_replace_makes_its_dates_hold_what_the_load_holds(loader: Loader) -> Non
     assert logged == (1, "2019-12-30..2020-01-01", 2, 55, 0)
 
 
+@pytest.mark.parametrize("day", ["1999-06-12", "2099-06-12"])
+def test_replace_of_an_unusual_date(loader: Loader, day: str) -> None:
+    """It merges into no other: what lies beside such a date are other unusual ones."""
+    others = [event("clock", on(other)) for other in ("1995-06-12", "2019-12-30", "2095-06-12")]
+    data = lines(event("a", on(day)), *others)
+    report = loader.load("--replace", "--dates", day, "-", input=data)
+    assert (report["dates"], report["out_of_range_events"]) == ([date(day, 1, 1)], 3)
+
+
 def test_replace_as_csv_and_as_a_table(loader: Loader) -> None:
     loader.load("-", input=lines(event("a"), event("b")))
     args = ["--replace", "--dates", "2019-12-30", "-"]

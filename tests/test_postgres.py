@@ -40,9 +40,10 @@ pytestmark = needs_postgres = pytest.mark.skipif(
 
 
 @contextmanager
-def running() -> Iterator[str]:
-    """The URL of a server that runs meanwhile, with a user and password."""
-    directory = Path(f"/tmp/load_active_users-postgres-{os.getpid()}")
+def running(*signals: str) -> Iterator[str]:
+    """The URL of a server that runs meanwhile, with a user and password; and with files beside its
+    data that make it a standby."""
+    directory = Path("-".join(["/tmp/load_active_users-postgres", str(os.getpid()), *signals]))
     directory.mkdir(mode=0o700)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -73,6 +74,8 @@ def running() -> Iterator[str]:
         cwd="/",
         **user,
     )
+    for name in signals:
+        (data / name).touch()
     options = [
         "-p",
         str(port),
@@ -699,6 +702,22 @@ def test_a_live_pipe_and_a_plot(loader: PostgresLoader) -> None:
     assert (loader.directory / "a.svg").read_bytes().startswith(b"<?xml")
 
 
+def test_a_live_pipe_whose_database_is_away_at_first(loader: PostgresLoader) -> None:
+    """As when a machine starts both."""
+    loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS false')
+    with start(loader, "-q", "--commit-every", 1, "-") as process:
+        assert process.stdin
+        assert process.stderr
+        process.stdin.write(lines(event("a")))
+        process.stdin.flush()
+        said = process.stderr.readline().decode()
+        loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS true')
+        assert wait_for(partial(has_users, loader, 1))
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert said.endswith("accepting connections; what was read waits, trying again every 1 s\n")
+
+
 def test_a_live_pipe_whose_database_is_away_for_a_while(loader: PostgresLoader) -> None:
     """As while it restarts: what was read is kept, and stored when it is back."""
     with start(loader, "-q", "--commit-every", 1, "-") as process:
@@ -726,3 +745,27 @@ def test_a_live_pipe_whose_database_is_away_for_a_while(loader: PostgresLoader) 
         "what was read waits, trying again every 1 s"
     )
     assert said == f"{loader.shown}: {what}\n"
+
+
+def test_a_live_pipe_whose_server_is_a_standby_at_first(loader: Loader) -> None:
+    """As while another server fails over to it; a load that is none of a pipe is refused."""
+    why = "cannot set transaction read-write mode during recovery"
+    why += "; use the primary server, or load again when this is it"
+    with running("standby.signal") as server:
+        shown = server.replace("loader:p%40ss@", "") + "postgres"
+        options = ["-q", "--db", server + "postgres"]
+        assert loader.refuse(*options, SAMPLE) == f"Error: {shown}: {why}\n"
+        with loader.start(*options, "--commit-every", 1, "-", stdin=-1, stderr=-1) as process:
+            assert process.stdin
+            assert process.stderr
+            process.stdin.write(lines(event("a")))
+            process.stdin.flush()
+            said = process.stderr.readline().decode()
+            with psycopg.connect(server + "postgres") as connection:
+                connection.execute("SELECT pg_promote()")
+            _, err = process.communicate(timeout=60)
+            with psycopg.connect(server + "postgres") as connection:
+                users = connection.execute("SELECT user_pseudo_id FROM active_user").fetchall()
+    waits = "; what was read waits, trying again every 1 s"
+    assert (process.returncode, said, err) == (0, f"{shown}: {why}{waits}\n", b"")
+    assert users == [("a",)]

@@ -543,6 +543,24 @@ def test_an_output_is_never_a_standard_stream(
     assert not loader.db.exists()
 
 
+@pytest.mark.parametrize("source", ["ap", "-", "file://HERE/ap", "/dev/fd/0"])
+def test_a_report_is_not_appended_to_its_events(loader: Loader, source: str) -> None:
+    """Nor is it written to the program; warnings may go where the report goes."""
+    path = loader.directory / loader.file(lines(event()), "ap")
+    source = source.replace("HERE", str(loader.directory))
+    with path.open("rb") as stdin, path.open("ab") as stdout:
+        with start(loader, source, stdin=stdin, stdout=stdout, stderr=-1) as process:
+            _, err = process.communicate(timeout=60)
+    what = usage(f"standard output and the input {source} are the same file")
+    assert (process.returncode, err.decode()) == (2, what)
+    assert path.read_bytes() == lines(event())
+    with (loader.directory / "log").open("wb") as log:
+        with start(loader, "--format", "csv", "ap", stdout=log, stderr=log) as process:
+            assert process.wait(60) == 0
+    rows = b"date,active_user_count,added\n2019-12-30,1,1\n"
+    assert (loader.directory / "log").read_bytes() == rows
+
+
 def test_devices_are_no_files(loader: Loader) -> None:
     """Which may well be written twice."""
     for args in (["--rejects", "/dev/null"], ["--rejects", "/dev/null", "/dev/null"]):
@@ -602,6 +620,7 @@ RULES = (
     "--valuable-event '*_event'; "
     "use that rule or another --db"
 )
+IRREGULAR = "is not a regular file"
 EARLY = [
     (["--timezone", "UTC"], f"active_user_table.db: {RULES}"),
     (["--rejects", "none/x"], "none/x: there is no directory HERE/none; create it first"),
@@ -610,6 +629,12 @@ EARLY = [
     (["--plot", "dir.png"], "dir.png: is a directory; name a file"),
     (["--db", "none/x"], "none/x: there is no directory HERE/none; create it first"),
     (["--db", "dir.png"], "dir.png: is a directory; name a file"),
+    (["--dry-run", "--db", "dir.png"], f"dir.png: {IRREGULAR}; choose another --db"),
+    (["--db", "fifo.png"], f"fifo.png: {IRREGULAR}; name another"),
+    (["--db", "/dev/null"], f"/dev/null: {IRREGULAR}; name another"),
+    (["--dry-run", "--db", "fifo.png"], f"fifo.png: {IRREGULAR}; choose another --db"),
+    (["--plot", "fifo.png"], f"fifo.png: {IRREGULAR}; name another"),
+    (["--plot", "null.png"], f"null.png: {IRREGULAR}; name another"),
     (["--db", "text"], "text: file is not a database; choose another --db"),
     (["--db", "later.db"], f"later.db: {LATER}"),
     (["--db", "other.db"], f"other.db: {OTHER}"),
@@ -620,6 +645,8 @@ EARLY = [
 def test_what_can_be_known_before_the_scan(loader: Loader, options: list[str], what: str) -> None:
     loader.load(SAMPLE)
     (loader.directory / "dir.png").mkdir()
+    os.mkfifo(loader.directory / "fifo.png")
+    (loader.directory / "null.png").symlink_to("/dev/null")
     loader.file(b"This is no database, but a text that is longer than its header. " * 9, "text")
     for name, change in (("later.db", of_a_later_version), ("other.db", of_another_program)):
         shutil.copy(loader.db, loader.directory / name)
@@ -634,6 +661,7 @@ def test_what_can_be_known_before_the_scan(loader: Loader, options: list[str], w
 
 WRONG = [
     (["--plot", "x.jpg"], "Invalid value for '--plot': 'x.jpg' does not end in .png, .svg, .pdf"),
+    (["--plot", ".png"], "Invalid value for '--plot': '.png' does not end in .png, .svg, .pdf"),
     (
         ["--commit-every", "nan"],
         "Invalid value for '--commit-every': nan is not a number of seconds",
@@ -763,7 +791,7 @@ def test_a_database_that_can_only_be_read(loader: Loader, closed: Path, mode: st
     done = under(loader, WITHOUT_CAPABILITIES, *options, *tried, SAMPLE)
     rows = b"2019-12-29,11,0\n2019-12-30,31,0\n2019-12-31,22,0\n"
     assert done == (0, b"date,active_user_count,added\n" + rows, "")
-    what = f"{loader.db} can't be written; make it writable, or choose another"
+    what = "can't be written; make it writable, or choose another"
     done = under(loader, WITHOUT_CAPABILITIES, *options, SAMPLE)
     assert done == (1, b"", f"Error: {loader.db}: {what}\n")
     assert [loader.db.read_bytes(), *closed.iterdir()] == [before, loader.db]
@@ -889,7 +917,7 @@ def test_streams_that_are_closed_or_full(loader: Loader, streams: str) -> None:
         else ""
     )
     if "<&-" in streams:
-        what = "Error: -:1: Bad file descriptor\n"
+        what = "Error: -:1: Bad file descriptor; open it, or name files\n"
         assert in_a_shell(loader, streams, "-") == (1, "", what if has_error else "")
     assert loader.content() == content
 
@@ -1329,8 +1357,8 @@ def test_a_read_only_disk(loader: Loader, disk: Path) -> None:
     loader.load("--db", loader.db, SAMPLE)
     before = loader.db.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    for path, what in ((loader.db, loader.db), (disk / "new.db", disk)):
-        remedy = f"{what} can't be written; make it writable, or choose another"
+    for path, what in ((loader.db, ""), (disk / "new.db", f"{disk} ")):
+        remedy = f"{what}can't be written; make it writable, or choose another"
         assert loader.refuse("--db", path, SAMPLE) == f"Error: {path}: {remedy}\n"
     tried = loader.load("--dry-run", "--db", loader.db, SAMPLE)
     assert tried["dates"][0]["active_user_count"] == 11

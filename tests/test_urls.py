@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -108,12 +109,15 @@ def test_file_urls(loader: Loader) -> None:
 
 
 NOT_FOUND = "No such file or directory"
+NO_GCS = pytest.mark.skipif(bool(importlib.util.find_spec("gcsfs")), reason="gcsfs is installed")
 UNREADABLE = [
     ("file:///none/x.jsons", NOT_FOUND),
     ("memory://none", NOT_FOUND),
     ("memory://none*", NOT_FOUND),
     ("foo://x", "ValueError: Protocol not known: foo"),
+    pytest.param("gs://b/x", "No module named 'gcsfs'; install it with pip", marks=NO_GCS),
     pytest.param("http://127.0.0.1:1/x", "Connect call failed ('127.0.0.1', 1)", marks=http_only),
+    pytest.param("http://h:99999/x", "ValueError: Port out of range 0-65535", marks=http_only),
 ]
 
 
@@ -127,7 +131,8 @@ def test_urls_that_cannot_be_read(loader: Loader, url: str, reason: str) -> None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers /403 with that status, and everything else with the sample; it knows no ranges."""
+    """Answers /403 with that status, /nothing not at all, /short with less than it says, and
+    everything else with the sample; it knows no ranges."""
 
     modified = "Mon, 30 Dec 2019 06:00:00 GMT"
 
@@ -136,8 +141,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = SAMPLE.read_bytes()
         if "packed" in name:
             data = gzip.compress(data)
+        if name == "nothing":
+            return
         self.send_response(int(name) if name.isdigit() else 200)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + (name == "short")))
         self.send_header("Last-Modified", self.modified)
         self.end_headers()
         if self.command == "GET":
@@ -198,8 +205,18 @@ def test_what_a_web_server_answers(loader: Loader, web: str, status: int, reason
     """Is told as it answered, and nothing that may be secret with it."""
     said = loader.refuse(f"http://bob:S3CRT@{web}/{status}.json?X-Goog-Signature=S3CRT")
     shown = f"http://{web}/{status}.json"
-    what = f"ClientResponseError: {status}, message={reason!r}, url='{shown}"
+    what = f"the server answers {status} {reason}"
     assert said == f"Error: {shown}: {NOT_FOUND if status == 404 else what}\n"
+
+
+@pytest.mark.usefixtures("libraries")
+@http_only
+def test_a_web_server_that_closes_the_connection(loader: Loader, web: str) -> None:
+    url = f"http://{web}/nothing"
+    assert loader.refuse(url) == f"Error: {url}: Server disconnected\n"
+    url = f"http://{web}/short"
+    said = loader.refuse(url)
+    assert re.fullmatch(f"Error: {url}:\\d+: the download was cut off; load again\n", said)
 
 
 # -- Secrets
@@ -232,6 +249,7 @@ def test_no_password_and_no_signature_of_a_source_is_shown(loader: Loader) -> No
             urls.append(f"{scheme}://{user}@127.0.0.1:1/x.json?X-Goog-Signature=S3CRT")
         urls.append(f"{scheme}://127.0.0.1:1/x.json?X-Goog-Signature=S3CRT&a=S3CRT@b")
         urls.append(f"{scheme}://S3CRT@127.0.0.1:1/x.json#S3CRT")
+        urls.append(f"{scheme}:/bob:S3CRT@127.0.0.1:1/x.json?sig=S3CRT")
         urls.append(f"{scheme}://[::1]:1/x.json?sig=S3CRT")
         urls.append(f"{scheme}://127.0.0.1:1/x.json?role=arn:aws:iam::1:S3CRT&sig=S3CRT")
     done = subprocess.run(
@@ -274,9 +292,18 @@ def test_no_signature_is_kept(loader: Loader, web: str) -> None:
 
 @pytest.mark.parametrize("option", ["--plot", "--workers", "--timezone", "--dates", "--format"])
 def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) -> None:
-    said = loader.refuse(option, "postgresql://bob:S3CRT@h/x?sig=S3CRT", "x", status=2)
-    assert f"Error: Invalid value for '{option}': 'postgresql://h/x" in said
-    assert "S3CRT" not in said
+    for password in ("S3CRT", "S3 CRT", "S3CRT S3%CRT"):
+        said = loader.refuse(option, f"postgresql://bob:{password}@h/x?sig=S3CRT", "x", status=2)
+        assert f"Error: Invalid value for '{option}': 'postgresql://h/x' " in said
+        assert "S3" not in said
+        assert "CRT" not in said
+
+
+@pytest.mark.parametrize("url", ["s3://bob:S3CRT@b/x.png", "https:/bob:S3CRT@h/x.png"])
+@pytest.mark.parametrize("option", ["--rejects", "--plot"])
+def test_an_output_is_a_local_file(loader: Loader, option: str, url: str) -> None:
+    said = loader.refuse(option, url, SAMPLE, status=2)
+    assert said == usage(f"{option} must be a local file, not a URL")
 
 
 DATABASES = [  # that are refused with a line that says what is expected
