@@ -412,7 +412,7 @@ def time_zone(name: str) -> Any:
     """The dateutil time zone of an IANA name, which begins with a capital; what else gettz opens is
     files, or depends on the machine. Raises ValueError."""
     zone = None
-    if re.fullmatch(r"[A-Z][\w+/-]*", name, re.ASCII):
+    if re.fullmatch(r"[A-Z][\w+-]*(/[\w+-]+)*", name, re.ASCII):
         with contextlib.suppress(OSError, ValueError):
             zone = tz.gettz(name)
     if not isinstance(zone, tz.tzfile | tz.tzutc):
@@ -1632,7 +1632,9 @@ def arriving(source: str, stopped: list[int]) -> Iterator[Range]:
             if poll.poll(POLL_SECONDS * 1000):
                 held += os.read(descriptor, 1 << 20)
                 is_open = len(held) > known
-            length = held.rfind(b"\n", known) + 1 if is_open else len(held)
+            if held and not is_open:
+                time.sleep(POLL_SECONDS)  # what stopped its producer may be about to stop us
+            length = held.rfind(b"\n", known) + 1 if is_open or stopped else len(held)
             yield Range(source, start, data=bytes(held[:length]))
             start += length
             del held[:length]
@@ -1693,7 +1695,7 @@ class LiveLoader(Loader):
     def taken(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives batch by batch; yield after each, also when nothing has come for a
         while. Raises LoadError."""
-        for source in itertools.takewhile(lambda _: not self.stopped, sources):
+        for number, source in enumerate(sources, 1):
             with about(source):
                 for part in arriving(source, self.stopped):
                     for batch in self.scanner()(part):
@@ -1703,6 +1705,12 @@ class LiveLoader(Loader):
                         yield
                         if self.stopped and part.data is None:
                             break  # of a file, more can be read another time
+            if self.stopped:
+                left = len(sources) - number
+                if left or not is_pipe(source):
+                    what = "may not have been read to its end"
+                    say(f"{redacted(source)}: {what}; sources after it, not read: {left}")
+                return
 
     def commit_interval(self) -> None:
         """Commit what came, or keep it while the database is unavailable, and say so once."""

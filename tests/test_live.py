@@ -483,8 +483,11 @@ def test_a_signal_at_any_moment_loses_nothing(
         assert [user for (user,) in there or []] == expected
 
 
-def test_after_a_signal_no_more_of_a_file_is_read(tmp_path: Path) -> None:
-    """Nor is the next one opened: the signal comes when the first batch has been taken."""
+def test_after_a_signal_no_more_of_a_file_is_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is the next one opened, which is said: the signal comes when the first batch has been
+    taken."""
     path = tmp_path / "blank.gz"
     path.write_bytes(gzip.compress((b" " * 1023 + b"\n") * (70 << 10), 1))
     rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
@@ -494,6 +497,8 @@ def test_after_a_signal_no_more_of_a_file_is_read(tmp_path: Path) -> None:
     loader.stopped.append(signal.SIGTERM)
     assert list(taken) == []
     assert loader.load.tally.lines == -(-BATCH // BLOCK) * BLOCK // 1024
+    what = "may not have been read to its end; sources after it, not read: 1"
+    assert capfd.readouterr() == ("", f"{path}: {what}\n")
 
 
 def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
@@ -555,21 +560,37 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
             assert process.stderr and process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("producer_ends", [False, True])
+@pytest.mark.parametrize("producer", ["goes on", "is stopped, too", "was stopped before"])
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_a_signal_commits_what_was_read(live: Start, number: int, producer_ends: bool) -> None:
-    """Before the interval ends."""
+def test_a_signal_commits_what_was_read(live: Start, number: int, producer: str) -> None:
+    """Before the interval ends. A line that a producer has not ended is none: Ctrl-C and systemd
+    stop both at about the same moment."""
     pipe = live("--format", "csv", every=1000)
-    pipe.write(lines(event("a")))
+    pipe.write(lines(event("a")) + b'{"event_name":')
     pipe.await_read()
+    if producer == "was stopped before":
+        pipe.close()
     pipe.process.send_signal(number)
-    if producer_ends:  # as with Ctrl-C, which ends both
+    if producer == "is stopped, too":
         pipe.close()
     assert pipe.process.wait(30) == 0
     assert pipe.process.stdout
     out = pipe.process.stdout.read().decode()
     assert out.splitlines() == ["date,active_user_count,added", "2019-12-30,1,1"]
-    assert (pipe.said(), pipe.users()) == ("", ["a"])
+    left_out = "-: the last line had not ended: its 14 bytes were left out\n"
+    assert (pipe.said(), pipe.users()) == (left_out, ["a"])
+
+
+def test_a_signal_that_comes_after_the_end_of_its_producer(tmp_path: Path) -> None:
+    """By a moment, since what stops both stops one of them first."""
+    os.mkfifo(tmp_path / "pipe")
+    stopped: list[int] = []
+    found = arriving(str(tmp_path / "pipe"), stopped)
+    next(found)  # it is open
+    (tmp_path / "pipe").write_bytes(b"{}\n{")
+    assert next(part.data for part in found if part.data) == b"{}\n"
+    threading.Timer(0.02, stopped.append, [signal.SIGTERM]).start()
+    assert [part.data for part in found] == [b""]
 
 
 def test_nohup_keeps_a_live_load_alive(live: Start, loader: Loader) -> None:

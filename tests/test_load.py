@@ -1013,6 +1013,7 @@ USAGE = [
     (["--timezon", "UTC", "x"], "No such option '--timezon'. Did you mean '--timezone'?"),
     *map(no_zone, ["Mars/Base", "/etc/localtime", "../zoneinfo/UTC", "Europe/../UTC", "./UTC"]),
     *map(no_zone, ["Europe", "UTC+3", "localtime", "posixrules", "us/central"]),
+    *map(no_zone, ["US//Central", "US/Central/", "Europe/"]),
     (
         ["--min-engagement-msec", "3s", "x"],
         "Invalid value for '--min-engagement-msec': '3s' is not a valid integer range.",
