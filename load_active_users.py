@@ -854,6 +854,7 @@ def line_start(file: io.BufferedIOBase, offset: int) -> int:
 POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes have started
 PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
 SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
+CLUSTER_SECONDS = 30  # to wait for a scheduler
 Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
 
 
@@ -989,15 +990,20 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
 
     logging.disable()  # of lost connections it logs tracebacks
     warnings.simplefilter("ignore")
-    import distributed
+    with about("Dask"):
+        import distributed
 
     name = redacted(address)
     with about(address), contextlib.ExitStack() as stack:
+        signal.signal(signal.SIGALRM, give_up)
+        signal.alarm(CLUSTER_SECONDS)  # for another server there, which Dask lets say nothing
         try:
             client = stack.enter_context(distributed.Client(address, timeout=10))
         except (OSError, ValueError):
             what = "no Dask scheduler answers there; check the address and that it runs"
             raise Refused(what) from None
+        finally:
+            signal.alarm(0)
         check_cluster(client, name)
         client.upload_file(os.path.realpath(__file__))
 
@@ -1019,6 +1025,10 @@ def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
         for part, future in begun_ahead(parts, submit, 2 * threads + 1):
             for batch in result(future):
                 yield part, batch
+
+
+def give_up(*_: object) -> NoReturn:
+    raise TimeoutError
 
 
 def check_cluster(client: Any, name: str) -> None:
@@ -1841,9 +1851,8 @@ def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
     logging.disable()  # about caches and fonts, which would be in cron's mail
     warnings.simplefilter("ignore")  # about a letter that its font lacks
     os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)  # whatever a notebook has set
-    with contextlib.chdir("/"):  # a matplotlibrc of the working directory comes first
-        import matplotlib
-        from matplotlib.figure import Figure
+    import matplotlib
+    from matplotlib.figure import Figure
 
     matplotlib.rcdefaults()  # there may be a /matplotlibrc
     matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
@@ -1928,9 +1937,10 @@ def plot_table(path: str, target: str) -> None:
     rows, terms = stored_counts(target)
     with about(f"{path}: what was loaded is loaded, but not drawn"):
         suffix = os.path.splitext(path)[1].lower()
+        path = os.path.realpath(path)
+        os.chdir("/")  # matplotlib reads a matplotlibrc of the working directory
         content = io.BytesIO()
         drawn(rows, terms).savefig(content, format=suffix[1:], metadata=PICTURES[suffix])
-        path = os.path.realpath(path)
         unfinished = f"{path}.{os.urandom(4).hex()}"
         try:
             with open(unfinished, "xb") as file:
@@ -2108,13 +2118,14 @@ def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Any:
     is_terminal = sys.stderr.isatty()
     if not (is_terminal if is_wanted is None else is_wanted):
         return contextlib.nullcontext()
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0  # no thread beside those that fork
     total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
     style: Any = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
     seldom: Any = {} if is_terminal else {"mininterval": 10, "delay": 10}  # seconds, in a log
-    return tqdm(total=total or None, **style, **seldom)
+    with about("the progress bar (TQDM_ variables)"):
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread beside those that fork
+        return tqdm(total=total or None, **style, **seldom)
 
 
 @contextlib.contextmanager

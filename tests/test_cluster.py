@@ -16,7 +16,7 @@ import pytest
 from conftest import DASK, SAMPLE, Forked, Loader, Process, event, lines, wait_for
 from test_robust import INTERRUPTED, ROWS, of_users, start, usage
 
-from load_active_users import Scanner, ranges, rule_of, scan_on_cluster
+from load_active_users import LoadError, Scanner, ranges, rule_of, scan_on_cluster
 
 MODULES = ("distributed", "msgpack", "distributed.comm.tcp")
 
@@ -207,6 +207,27 @@ def test_clusters_that_cannot_be_used(loader: Loader) -> None:
     secret = "tls://bob:S3CRT@127.0.0.1:x"
     assert "S3CRT" not in loader.refuse("--cluster", secret, SAMPLE)
     assert list(loader.directory.iterdir()) == []
+
+
+def test_a_server_that_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what a client sends, and answers nothing."""
+    monkeypatch.setattr("load_active_users.CLUSTER_SECONDS", 1)
+    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        found = scan_on_cluster(ranges(str(SAMPLE), 1 << 20), Scanner(rule, ("", "9")), address)
+        with pytest.raises(LoadError) as refused:
+            next(found)
+    assert str(refused.value) == f"{address}: {NOBODY}"
+
+
+def test_a_configuration_of_dask_that_cannot_be_read(loader: Loader) -> None:
+    loader.modules = ()
+    file = loader.directory / loader.file(b"{{{", "dask.yaml")
+    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", SAMPLE, env={"DASK_CONFIG": str(file)})
+    what = f"Error: Dask: ValueError: A dask config file at '{file}' is malformed"
+    assert said.startswith(what)
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [["-"], ["--commit-every", 5, SAMPLE]], ids=["-", "live"])

@@ -293,6 +293,12 @@ def test_messages_of_a_load_that_is_soon_over(loader: Loader) -> None:
     assert seen(err) == [f"{bad}:1: {NO_OBJECT}", f"Error: {what}", ""]
 
 
+def test_settings_of_progress_that_cannot_be(loader: Loader) -> None:
+    what = "ValueError: could not convert string to float: 'x'"
+    said = loader.refuse("--progress", SAMPLE, env={"TQDM_MININTERVAL": "x"})
+    assert said == f"Error: the progress bar (TQDM_ variables): {what}\n"
+
+
 def test_messages_take_the_place_of_progress(loader: Loader, large: Path) -> None:
     bad = loader.file(b"bad\n")
     status, _, err = on_a_terminal(loader, large, bad, large, bad)

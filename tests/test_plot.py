@@ -20,6 +20,7 @@ import pytest
 from conftest import BELOW_DRAWING, DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
 from hypothesis import given
 from hypothesis import strategies as st
+from test_robust import WITHOUT_CAPABILITIES
 
 from load_active_users import PICTURES, Terms, drawn, week_averages
 
@@ -283,6 +284,7 @@ def test_the_look_of_a_picture() -> None:
     drawn_ = of_days(14)
     axes = drawn_.axes
     assert axes.get_axisbelow() is True
+    assert {tick.tick1line.get_markersize() for tick in axes.xaxis.get_major_ticks()} == {3.5}
     across, along = axes.get_ygridlines(), axes.get_xgridlines()
     assert {(line.get_color(), line.get_visible()) for line in across} == {("0.9", True)}
     assert {line.get_visible() for line in along} == {False}
@@ -574,6 +576,20 @@ def test_the_settings_of_matplotlib_change_nothing(
 @pytest.mark.parametrize("where", ["named", "its directory named", "configured"])
 def test_settings_elsewhere_change_nothing(plain: Loader, tmp_path: Path, where: str) -> None:
     draw_with_settings(plain, tmp_path, "that are no text", where)
+
+
+def test_the_working_directory_of_somebody_else(loader: Loader) -> None:
+    """As with sudo -u in /root: nothing in it is asked for, nor is it entered again."""
+    loader.load(SAMPLE)
+    closed = loader.directory / "closed"
+    closed.mkdir()
+    shell = f'chmod 0 . && exec {WITHOUT_CAPABILITIES} "$@"'
+    files = ["--db", loader.db, "--plot", loader.directory / "x.png"]
+    command = ["sh", "-c", shell, "sh", *loader.command(*files)]
+    done = subprocess.run(command, cwd=closed, capture_output=True, timeout=60)
+    closed.chmod(0o755)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (loader.directory / "x.png").read_bytes().startswith(MAGIC[".png"])
 
 
 def test_settings_that_were_made_before() -> None:

@@ -25,9 +25,11 @@ from load_active_users import (
     Scanner,
     Users,
     blocks,
+    merged,
     ranges,
     rule_of,
     scan_in_turn,
+    to_json,
 )
 
 ALL_DATES = ("2000-01-01", "9999-12-31")
@@ -385,6 +387,16 @@ def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> No
         file.truncate(5000)
         with pytest.raises(Refused, match=r"^the file was cut short while it was read; load it"):
             list(scanning)
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=1), max_size=12))
+def test_merged_runs_are_in_order_and_hold_each_user_once(some: list[list[int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("load_active_users.CHUNK", 4)
+        sets = [sorted({f"u{number:02}" for number in each}) for each in some]
+        found = list(merged(sorted((users[0], to_json(users)) for users in sets)))
+    assert [user for users in found for user in users] == sorted({u for us in sets for u in us})
+    assert all(found)
 
 
 def test_lines_that_are_appended_while_a_range_is_read(tmp_path: Path) -> None:
