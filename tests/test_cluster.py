@@ -4,11 +4,14 @@ interface."""
 import gzip
 import json
 import os
+import platform
+import re
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import version as metadata
 from pathlib import Path
 from typing import Any
 
@@ -265,9 +268,10 @@ def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
         (site / "sitecustomize.py").write_text(OTHER_PYTHON)
     cluster.worker(PYTHONPATH=str(site))
     said = loader.refuse("--cluster", cluster.address, SAMPLE)
-    assert f" has {found}, where " in said
-    assert said.endswith("install the same requirements.txt\n")
-    assert said.count("\n") == 1
+    ours = platform.python_version() + ".final.0" if package == "python" else metadata(package)
+    what = f"has {found}, where {ours} is used here; install the same requirements.txt"
+    start = f"Error: {cluster.address}: the worker "
+    assert re.fullmatch(rf"{start}tcp://127.0.0.1:\d+ {re.escape(what)}\n", said)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hide a directory from a worker")

@@ -96,6 +96,11 @@ def test_a_terminal_shows_bars_in_colour(loader: Loader) -> None:
     ]
 
 
+def test_a_bar_of_one_new_user_is_all_new(loader: Loader) -> None:
+    _, out, _ = on_a_terminal(loader, "--no-progress", loader.file(lines(event())), columns=50)
+    assert out.splitlines()[1].endswith(f"      1      1  \x1b[34m\x1b[0m\x1b[32m{12 * '█'}\x1b[0m")
+
+
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_no_colour_where_it_is_not_wanted(loader: Loader, name: str, value: str) -> None:
     status, out, _ = on_a_terminal(loader, SAMPLE, env={name: value})

@@ -30,8 +30,10 @@ from load_active_users import (
     expanded,
     leaks_secret,
     ranges,
+    redacted,
     rule_of,
     scan_in_turn,
+    without_secrets,
 )
 
 RULE = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
@@ -304,6 +306,24 @@ def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) 
 def test_an_output_is_a_local_file(loader: Loader, option: str, url: str) -> None:
     said = loader.refuse(option, url, SAMPLE, status=2)
     assert said == usage(f"{option} must be a local file, not a URL")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("https://bob:S3CRT@h:443/x?sig=S3CRT#S3CRT", "https://h:443/x"),
+        ("https:/bob:S3CRT@h/x", "https:/h/x"),
+        ("https://bob:S3#CRT@h/x", "https://..."),  # what follows may be of the password
+        ("https://bob:S3/CRT@h/x", "https://h/x"),
+        ("https://[::1]:80/x?a@b", "https://..."),
+        ("zip://x.json::https://bob:S3CRT@h/x.zip", "zip://x.json::https://h/x.zip"),
+        ("simplecache::s3://bucket/x.json", "simplecache::s3://bucket/x.json"),
+        ("data/bob@h:S3CRT?x#y", "data/bob@h:S3CRT?x#y"),  # a file
+    ],
+)
+def test_what_is_shown_of_a_name(name: str, shown: str) -> None:
+    assert redacted(name) == shown
+    assert without_secrets(f"about '{name}', and more") == f"about '{shown}', and more"
 
 
 DATABASES = [  # that are refused with a line that says what is expected
