@@ -258,7 +258,12 @@ def test_no_password_and_no_signature_of_a_source_is_shown(loader: Loader) -> No
         [sys.executable, "-c", SHOWING],
         input="\n".join(urls),
         cwd=loader.directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "AWS_ENDPOINT_URL": "http://127.0.0.1:1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s",
+        },
         capture_output=True,
         text=True,
         timeout=120,
