@@ -2063,13 +2063,19 @@ def check_writable(path: str, may_be_pipe: bool) -> None:
                 raise Refused(f"{name}can't be written; make it writable, or choose another")
 
 
-def check_database(target: str, rule: Rule, dry_run: bool) -> None:
-    """Raise LoadError where a load is going to be refused, before the events are read."""
-    with transaction(target) as db:
-        db.check(rule)
-        if not dry_run:
-            for table in ("active_user_table", "active_user", "load_log"):
-                db.execute(f"EXPLAIN INSERT INTO {table} DEFAULT VALUES")  # is it permitted?
+def check_database(target: str, rule: Rule, dry_run: bool, may_wait: bool) -> None:
+    """Raise LoadError where a load is going to be refused, before the events are read; a live load
+    begins all the same while the database is unavailable."""
+    try:
+        with transaction(target) as db:
+            db.check(rule)
+            if not dry_run:
+                for table in ("active_user_table", "active_user", "load_log"):
+                    db.execute(f"EXPLAIN INSERT INTO {table} DEFAULT VALUES")  # is it permitted?
+    except Unavailable as error:
+        if not may_wait:
+            raise
+        say(f"{error}; what is read is going to wait for it")
 
 
 # -- The command -----------------------------------------------------------------------------------
@@ -2259,8 +2265,7 @@ def main(
                 check_writable(output, may_be_pipe=output == rejects)
         rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
         if events:
-            with contextlib.suppress(*[Unavailable] * bool(commit_every)):  # it waits for it
-                check_database(db, rule, dry_run)
+            check_database(db, rule, dry_run, may_wait=bool(commit_every))
             file = stack.enter_context(opened_rejects(rejects)) if rejects and not dry_run else None
             size = CLUSTER_RANGE if cluster else BATCH
             at_once = [] if commit_every else sources
