@@ -281,7 +281,7 @@ def test_the_look_of_a_picture() -> None:
     """Light lines across behind the bars, no frame but the axis of the dates, small grey words."""
     from matplotlib.text import Text
 
-    drawn_ = of_days(14)
+    drawn_ = Drawn(series(14))
     axes = drawn_.axes
     assert axes.get_axisbelow() is True
     assert {tick.tick1line.get_markersize() for tick in axes.xaxis.get_major_ticks()} == {3.5}
