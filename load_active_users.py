@@ -83,14 +83,14 @@ REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
     "42501": "grant the role what it needs",
     "ENOSPC": "free some disk space and load again",
     "EISDIR": "name the files in it",
-    "EBADF": "open it, or name files",
+    "EBADF": "give it something to read, or name files",
     "EMFILE": "allow more open files (ulimit -n)",
     "EAGAIN": "allow more processes (ulimit -u), or try fewer --workers",
 }
 MEANINGS = {  # of errors whose own words, which {} stands for, do not say enough
     "^ModuleNotFoundError": "{}; install it with pip",
     "^(ContentLength|TransferEncoding)Error": "the download was cut off; load again",
-    "during recovery": "{}; use the primary server, or load again when this is it",
+    "during recovery": "{}; use the primary server, or load again once this is it",
     "^MemoryError": "out of memory; try fewer --workers, or a machine with more",
     "^FileNotFoundError": "No such file or directory",
     "scheduler-connection-lost": "the scheduler was lost; check that it runs, and load again",
@@ -162,7 +162,7 @@ def reason(error: Any) -> str:
     primary = getattr(getattr(error, "diag", None), "message_primary", None)  # of PostgreSQL
     text = str(primary or getattr(error, "strerror", None) or error) or kind.__name__
     if kind.__name__ == "ClientResponseError":
-        text = f"the server answers {error.status} {error.message}"
+        text = f"the server answered {error.status} {error.message}"
     text = " ".join(text.split())[:500]
     for sign, meaning in MEANINGS.items():
         if re.search(sign, f"{kind.__name__}: {text}"):
@@ -1238,7 +1238,7 @@ class Database:
                 statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
             elif found != self.spelt(kind):
                 what = "it is not one of load_active_users.py; choose another --db"
-                raise Refused(f"it has no column {table}.{name} of type {kind}: {what}")
+                raise Refused(f"it has no column {table}.{name} of type {self.spelt(kind)}: {what}")
         stored = str(self.execute("PRAGMA user_version").fetchone()[0])
         if present and stored.isdecimal() and int(stored) > latest:  # a comment may say anything
             what = f"is of a later version of load_active_users.py than {__version__}; use that"
@@ -1719,7 +1719,7 @@ class LiveLoader(Loader):
                 left = len(sources) - number
                 if left or not is_pipe(source):
                     what = "may not have been read to its end"
-                    say(f"{redacted(source)}: {what}; sources after it, not read: {left}")
+                    say(f"{redacted(source)}: {what}; later sources not read: {left}")
                 return
 
     def commit_interval(self) -> None:
@@ -2075,7 +2075,7 @@ def check_database(target: str, rule: Rule, dry_run: bool, may_wait: bool) -> No
     except Unavailable as error:
         if not may_wait:
             raise
-        say(f"{error}; what is read is going to wait for it")
+        say(f"{error}; what is read will wait for it")
 
 
 # -- The command -----------------------------------------------------------------------------------

@@ -497,7 +497,7 @@ def test_after_a_signal_no_more_of_a_file_is_read(
     loader.stopped.append(signal.SIGTERM)
     assert list(taken) == []
     assert loader.load.tally.lines == -(-BATCH // BLOCK) * BLOCK // 1024
-    what = "may not have been read to its end; sources after it, not read: 1"
+    what = "may not have been read to its end; later sources not read: 1"
     assert capfd.readouterr() == ("", f"{path}: {what}\n")
 
 

@@ -248,11 +248,11 @@ OTHERS = [
     ("CREATE TABLE load_log (x TEXT)", "active_user_table.date of type DATE"),
     (
         "CREATE TABLE active_user_table (date DATE PRIMARY KEY)",
-        "active_user_table.active_user_count of type INTEGER",
+        "active_user_table.active_user_count of type BIGINT",
     ),
     (
         "CREATE TABLE active_user_table (date DATE PRIMARY KEY, active_user_count INTEGER)",
-        "active_user_table.active_user_count of type INTEGER",
+        "active_user_table.active_user_count of type BIGINT",
     ),
 ]
 
@@ -716,7 +716,7 @@ def test_a_live_pipe_whose_database_is_away_at_first(loader: PostgresLoader) -> 
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b"", b"")
     assert [line.partition("connections; ")[2] for line in said] == [
-        "what is read is going to wait for it\n",
+        "what is read will wait for it\n",
         "what was read waits, trying again every 1 s\n",
     ]
 
@@ -753,7 +753,7 @@ def test_a_live_pipe_whose_database_is_away_for_a_while(loader: PostgresLoader) 
 def test_a_live_pipe_whose_server_is_a_standby_at_first(loader: Loader) -> None:
     """As while another server fails over to it; a load that is none of a pipe is refused."""
     why = "cannot set transaction read-write mode during recovery"
-    why += "; use the primary server, or load again when this is it"
+    why += "; use the primary server, or load again once this is it"
     with running("standby.signal") as server:
         shown = server.replace("loader:p%40ss@", "") + "postgres"
         options = ["-q", "--db", server + "postgres"]

@@ -917,7 +917,7 @@ def test_streams_that_are_closed_or_full(loader: Loader, streams: str) -> None:
         else ""
     )
     if "<&-" in streams:
-        what = "Error: -:1: Bad file descriptor; open it, or name files\n"
+        what = "Error: -:1: Bad file descriptor; give it something to read, or name files\n"
         assert in_a_shell(loader, streams, "-") == (1, "", what if has_error else "")
     assert loader.content() == content
 

@@ -207,7 +207,7 @@ def test_what_a_web_server_answers(loader: Loader, web: str, status: int, reason
     """Is told as it answered, and nothing that may be secret with it."""
     said = loader.refuse(f"http://bob:S3CRT@{web}/{status}.json?X-Goog-Signature=S3CRT")
     shown = f"http://{web}/{status}.json"
-    what = f"the server answers {status} {reason}"
+    what = f"the server answered {status} {reason}"
     assert said == f"Error: {shown}: {NOT_FOUND if status == 404 else what}\n"
 
 
