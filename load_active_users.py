@@ -1,33 +1,54 @@
-"""Load the number of active users per day from analytics events (newline-delimited JSON) into SQL.
+"""Count the daily active users in analytics events, and keep the counts in SQL.
 
-The file reads in the order of an event's way: what an event is, when it counts, how lines are
-scanned, where they come from, who scans them, how users are stored, the report, the command.
+The events are those of Google Analytics (Firebase), which BigQuery exports as
+newline-delimited JSON. A load streams them, finds out who was active on which date,
+and upserts the number of users per date into the table active_user_table:
+
+    python load_active_users.py data/bq-results-sample-data.jsons
+    sqlite3 active_user_table.db 'SELECT * FROM active_user_table'
+
+The sections below follow the data:
+
+    EVENTS                files, pipes, URLs
+      │ split_source()    into ranges of bytes
+      ▼
+    Range                 the unit of work
+      │ Scanner           here, in worker processes, or on a cluster
+      ▼
+    Batch                 tallies, bad records, and users as sorted JSON
+      │ Intake            takes the batches in input order
+      ▼
+    Staging               the users of a load by date, in bounded memory
+      │ commit()          one transaction
+      ▼
+    SQLite, Postgres ───▶ report, plot
+
+There are two entry points: load_once() is a batch load, and LiveLoad loads what
+arrives on a pipe. main(), at the end, turns a command line into one of them.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 
-IS_COMMAND = __name__ == "__main__"
-STOPS = (signal.SIGINT, signal.SIGTERM)
-if IS_COMMAND:
-    # What is pickled, for other processes and machines, is of the module that they can import.
+# A script is the module "__main__", which other processes can't import: what is
+# pickled for them needs the file's own name. Ctrl-C may end the program at once while
+# nothing has been read. Collecting garbage during the imports would only cost time.
+IS_SCRIPT = __name__ == "__main__"
+if IS_SCRIPT:
     __name__ = "load_active_users"
     sys.modules[__name__] = sys.modules["__main__"]
-    gc.disable()  # until the imports are done, which take most of the time of a small load
-    IS_LIVE = any(argument.startswith("--commit-every") for argument in sys.argv)
-    IS_LIVE = IS_LIVE or "LOAD_ACTIVE_USERS_COMMIT_EVERY" in os.environ
-    for number in (*STOPS, signal.SIGHUP) if IS_LIVE else STOPS:  # nothing has been read yet
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: os._exit(0 if IS_LIVE else 128 + number))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()
 
 import contextlib
 import errno
 import io
 import itertools
+import os
 import re
 import select
 import sqlite3
@@ -37,192 +58,59 @@ import time
 import warnings
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NamedTuple, Self
 
 import click
 import msgspec
 import stringzilla
 from dateutil import tz
 from msgspec import Meta, Struct
-from msgspec.structs import astuple
+from msgspec.structs import asdict, astuple
 
-__version__ = "1.1.0"
-
-
-# -- What can go wrong -----------------------------------------------------------------------------
-#
-# Whatever a user, the data, the machine or a library does wrong ends as one line: what it is about,
-# what is wrong, what to do. No line shows a password, a token or the query of a URL.
+__version__ = "1.2.0"
 
 
 class LoadError(Exception):
-    """The load is refused; the message says what is wrong, where, and what to do."""
+    """The load is refused. The message says what is wrong, where, and what to do."""
 
 
 class Unavailable(LoadError):
-    """The database is locked, full or restarting: the same load may succeed later."""
+    """The database can't be used now; the same load may succeed later."""
 
 
-class Refused(Exception):
-    """What it is about, as `about` tells, can't be used as it is; the message says why."""
+class Unusable(Exception):
+    """A file, URL or database can't be used. about() adds its name."""
 
 
-REMEDIES = {  # by what the system, SQLite or PostgreSQL call an error
-    "SQLITE_BUSY": "another program keeps it locked; try again when that is done",
-    "SQLITE_READONLY": "make the file and its directory writable, or choose another --db",
-    "SQLITE_CANTOPEN": "make the file and its directory readable and writable",
-    "SQLITE_FULL": "free some disk space and load again",
-    "SQLITE_IOERR": "check the disk and load again",
-    "SQLITE_NOTADB": "choose another --db",
-    "SQLITE_CORRUPT": "restore it from a backup, or load all events into another --db",
-    "55P03": "another session keeps it locked; try again when that is done",
-    "42501": "grant the role what it needs",
-    "ENOSPC": "free some disk space and load again",
-    "EISDIR": "name the files in it",
-    "EBADF": "give it something to read, or name files",
-    "EMFILE": "allow more open files (ulimit -n)",
-    "EAGAIN": "allow more processes (ulimit -u), or try fewer --workers",
-}
-MEANINGS = {  # of errors whose own words, which {} stands for, do not say enough
-    "^ModuleNotFoundError": "{}; install it with pip",
-    "^(ContentLength|TransferEncoding)Error": "the download was cut off; load again",
-    "during recovery": "{}; use the primary server, or load again once this is it",
-    "^MemoryError": "out of memory; try fewer --workers, or a machine with more",
-    "^FileNotFoundError": "No such file or directory",
-    "scheduler-connection-lost": "the scheduler was lost; check that it runs, and load again",
-    "ON CONFLICT": "a table lacks its primary key ({}); give it the one that schema.sql has",
-    "start new thread": f"can't start a thread; {REMEDIES['EAGAIN']}",
-    "too much memory": "its zstd window is larger than 128 MiB; decompress it first: zstd -dc "
-    "--long=31",
-    "^(EOFError|BadGzipFile|IsalError|ZstdError)": "the compressed data is damaged or cut off "
-    "({}); fetch the file again",
-}
-TRANSIENT = (
-    *("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY"),
-    *("0A000", "25006"),  # a PostgreSQL server that may soon be the primary
-)
-URL = r"[A-Za-z][\w+.-]*:/+"  # its beginning, also if a slash is missing
-PLAIN = ("sqlite3", "psycopg", "aiohttp", __name__)  # whose messages need no name of a class
-
-
-def redacted(name: str) -> str:
-    """A source or database fit to be shown: of each URL in it no user, password, query, fragment,
-    and nothing that may belong to a password."""
-    if not re.search(URL, name):
-        return name
-    head = re.split(r"[?#]", name, maxsplit=1)[0]
-    shown = []
-    for url in re.split(f"(?=::{URL})", head):  # but not in an IPv6 address
-        scheme, place = re.findall("(.*?:/+|.*)(.*)", url, re.DOTALL)[0]
-        if re.match("[^/]*[:@]", place):
-            is_cut = "@" in name.partition(place)[2]
-            place = "..." if is_cut else place.rpartition("@")[2]
-        shown.append(scheme + place)
-    return "".join(shown)
-
-
-def without_secrets(text: str) -> str:
-    """A message, with the URLs in it as they may be shown."""
-    url = rf"{URL}(?:[^\s/@][^/@]*@)?\S+?(?=[\"';,.)]*(?:\s|$))"
-    return re.sub(url, lambda found: redacted(found[0]), text)
-
-
-def leaks_secret(text: str, name: str) -> bool:
-    """Whether a message holds a word of a URL that is not shown; of PostgreSQL's, a password's."""
-    hidden = [name]
-    if is_postgres(name):
-        hidden = re.findall(r"(?<=:)[^:/@]*(?=@)|(?<=password=)[^&]*", name)
-    words = set(re.findall(r"\w{3,}", " ".join(hidden)))
-    words -= set(re.findall(r"\w{3,}", redacted(name)))
-    return any(word in text for word in words)
-
-
-def code_of(error: BaseException) -> str:
-    """The name under which REMEDIES knows an error."""
-    sqlite = getattr(error, "sqlite_errorname", None) or ""
-    system = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
-    return "_".join(sqlite.split("_")[:2]) or getattr(error, "sqlstate", None) or system
-
-
-def reason(error: Any) -> str:
-    """What an error says, in one line, with the remedy if one is known."""
-    while cause := error.__cause__:
-        # fsspec says "not found" of an HTTP server, whatever went wrong
-        kind = type(cause)
-        is_other = issubclass(kind, OSError | ValueError) or kind.__module__.startswith("aiohttp")
-        is_missing = getattr(cause, "status", 0 if is_other else 404) == 404
-        if isinstance(error, FileNotFoundError) and is_missing:
-            break
-        error = cause
-    kind = type(error)
-    primary = getattr(getattr(error, "diag", None), "message_primary", None)  # of PostgreSQL
-    text = str(primary or getattr(error, "strerror", None) or error) or kind.__name__
-    if kind.__name__ == "ClientResponseError":
-        text = f"the server answered {error.status} {error.message}"
-    text = " ".join(text.split())[:500]
-    for sign, meaning in MEANINGS.items():
-        if re.search(sign, f"{kind.__name__}: {text}"):
-            return meaning.format(text)
-    if not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN)):
-        text = f"{kind.__name__}: {text}"
-    text = without_secrets(text)
-    remedy = REMEDIES.get(code_of(error))
-    return f"{text}; {remedy}" if remedy else text
-
-
-@contextlib.contextmanager
-def about(what: str | Callable[[], str]) -> Iterator[None]:
-    """Raise whatever goes wrong as a LoadError about something: a source, a database, a file."""
-    try:
-        yield
-    except LoadError:
-        raise
-    except Exception as error:
-        name = what if isinstance(what, str) else what()
-        text = reason(error).replace(name, redacted(name))
-        if leaks_secret(text, name):
-            text = f"{type(error).__name__} (what it says quotes the URL, which may be secret)"
-        psycopg: Any = sys.modules.get("psycopg")
-        is_lost = psycopg and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-        kind = Unavailable if is_lost or code_of(error) in TRANSIENT else LoadError
-        raise kind(f"{redacted(name)}: {text}") from None
-
-
-def printable(text: str) -> str:
-    """A text with its control characters escaped: no name and no datum can steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def say(text: str) -> None:
-    """Print a line on standard error, above a progress bar, if it can be printed at all."""
-    bars: Any = sys.modules.get("tqdm")
-    with contextlib.suppress(OSError):
-        with bars.tqdm.external_write_mode(sys.stderr) if bars else contextlib.nullcontext():
-            click.echo(printable(text), err=True)
-
-
-# -- The event -------------------------------------------------------------------------------------
+# -- The event -------------------------------------------------------------------------
 #
-# A line of the BigQuery export of Google Analytics, with the fields that decide, among many more
+# A line of the BigQuery export holds one event. These fields decide, among many more
 # (https://support.google.com/analytics/answer/7029846):
 #
-#   {"event_timestamp": "1577836800000000", "event_name": "user_engagement",
-#    "event_params": [{"key": "engaged_session_event", "value": {"int_value": "1"}},
-#                     {"key": "engagement_time_msec", "value": {"int_value": "5321"}}],
+#   {"event_timestamp": "1577836800000000",
+#    "event_name": "user_engagement",
+#    "event_params": [
+#      {"key": "engaged_session_event", "value": {"int_value": "1"}},
+#      {"key": "engagement_time_msec", "value": {"int_value": "5321"}}],
 #    "user_pseudo_id": "0b13a7c0f0e4aa4b1cb7ac6c9a3e2a4d"}
+#
+# The classes describe an event as BigQuery writes it. msgspec decodes such events fast.
+# An event that does not fit, or has an odd value, is decoded as a dictionary instead,
+# and Matcher.evaluate() says what it means.
 
 ENGAGEMENT_TIME = "engagement_time_msec"
-MAX_USER = 512  # bytes, which 128 characters never exceed
-MAX_KEY = 128  # characters of keys to remember; Google's have up to 40
+MAX_USER_BYTES = 512
+MAX_USER_CHARACTERS = MAX_USER_BYTES // 4  # a character has at most 4 bytes in UTF-8
+MAX_KEY_CHARACTERS = 128  # Google's keys have up to 40
 JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
 class ParameterValue(Struct, gc=False):
-    """The value of an event parameter. Of its types only the integer matters."""
+    """The value of an event parameter. Only its integer matters."""
 
     int_value: int | str | None = None
 
@@ -230,124 +118,318 @@ class ParameterValue(Struct, gc=False):
 class Parameter(Struct, gc=False):
     """An element of event_params."""
 
-    key: Annotated[str, Meta(max_length=MAX_KEY)] | None = None
+    key: Annotated[str, Meta(max_length=MAX_KEY_CHARACTERS)] | None = None
     value: ParameterValue | None = None
 
 
 class Event(Struct, gc=False):
-    """An event as it usually is: event_timestamp in microseconds UTC, integers also as strings."""
+    """An event. Integers come as JSON strings or as JSON numbers."""
 
     event_name: str | None = None
-    event_timestamp: int | str | None = None
+    event_timestamp: int | str | None = None  # microseconds UTC
     event_params: list[Parameter] | None = None
-    user_pseudo_id: Annotated[str, Meta(max_length=MAX_USER // 4)] | None = None
+    user_pseudo_id: Annotated[str, Meta(max_length=MAX_USER_CHARACTERS)] | None = None
 
 
-usual_event = msgspec.json.Decoder(Event)
-any_object = msgspec.json.Decoder(dict[str, msgspec.Raw])  # checks the syntax, and no field
-to_users = msgspec.json.Decoder(list[str]).decode
+EVENT_DECODER = msgspec.json.Decoder(Event)
+OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # any JSON object
+STRINGS_DECODER = msgspec.json.Decoder(list[str])
 
 
-def to_json(value: Any) -> str:
+def encode_json(value: Any) -> str:
+    """Return a value as compact JSON."""
     return msgspec.json.encode(value).decode()
 
 
-def field(record: Any, name: str, kind: type, path: str = "") -> Any:
-    """A field of a JSON object, which may be null or absent. Raises ValueError."""
+def get_field(record: Any, name: str, kind: type, path: str = "") -> Any:
+    """Return a field of a JSON object, or None if it is null or absent.
+
+    The path is where the object stands, for the message: "event_params[2].".
+    Raises ValueError if the record is no object or the field has another type.
+    """
     if type(record) is not dict:
-        raise ValueError(f"{path[:-1]} must be an object: {to_json(record)[:60]}")
+        raise ValueError(f"{path[:-1]} must be an object: {encode_json(record)[:60]}")
     value = record.get(name)
     if value is not None and type(value) is not kind:
-        raise ValueError(f"{path}{name} must be {JSON_TYPES[kind]}: {to_json(value)[:60]}")
+        what = f"{path}{name} must be {JSON_TYPES[kind]}"
+        raise ValueError(f"{what}: {encode_json(value)[:60]}")
     return value
 
 
-def integer(value: Any, name: str) -> int:
-    """The integer that a field holds, as a JSON number or string. Raises ValueError."""
+def get_key(parameter: Any, path: str) -> Any:
+    """Return the key of an event parameter. Raises ValueError."""
+    return get_field(parameter, "key", str, path)
+
+
+def get_int_value(parameter: Any, path: str) -> Any:
+    """Return the integer value of an event parameter, if it has one."""
+    value = get_field(parameter, "value", dict, path) or {}
+    return value.get("int_value")
+
+
+def parse_integer(value: Any, name: str) -> int:
+    """Return the integer in a JSON number or string. Raises ValueError."""
     if type(value) is int:
         return value
-    if type(value) is str and value.isascii() and value.removeprefix("-").isdigit():
-        with contextlib.suppress(ValueError):  # more digits than Python converts
+    is_text = type(value) is str and value.isascii()
+    if is_text and value.removeprefix("-").isdigit():
+        with contextlib.suppress(ValueError):  # more than 4,300 digits
             return int(value)
-    raise ValueError(f"{name} is not an integer: {to_json(value)[:60]}")
+    raise ValueError(f"{name} is not an integer: {encode_json(value)[:60]}")
 
 
-# -- The rule --------------------------------------------------------------------------------------
+# -- Dates -----------------------------------------------------------------------------
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC
-STRETCH = 300_000_000  # microseconds: midnights and changes of the clocks are between two of them
-MEMO = 65_536  # results to remember
-FIRST_DATE = "2000-01-01"
-VALUABLE, HAS_TIME = 1, 2  # what the key of a parameter can say, or both
-NOT_VALUABLE = "(not valuable)"  # a mark, in place of a user
-Terms = tuple[str, tuple[str, ...], int, tuple[str, ...]]
-Dates = tuple[str, str]  # the first and the last, as YYYY-MM-DD
-Users = dict[str, list[str | None]]  # by date, of the active events; None or empty: anonymous
+FIRST_DATE = "2000-01-01"  # earlier ones come from wrong clocks and wrong units
 
 
-class Rule:
-    """What makes a user active on a date, by its terms: the time zone of the dates, the names of
-    engagement events, the minimum engagement time in milliseconds, the globs of valuable event
-    parameters. Raises ValueError for an unknown time zone."""
+def find_time_zone(name: str) -> Any:
+    """Return the dateutil time zone of an IANA name, such as US/Central.
 
-    def __init__(self, *terms: Any) -> None:
-        timezone, names, self.minimum_msec, globs = terms
-        self.names = tuple(sorted({*names}))
-        self.terms: Terms = (timezone, self.names, self.minimum_msec, tuple(sorted({*globs})))
-        self.zone = time_zone(timezone)
-        # The events of a single name are found by that; others only if they hold the parameter.
-        self.has_any_name = "*" in self.names
-        self.needs_time = self.has_any_name or len(self.names) > 1
-        words = re.findall(r"\w+", ENGAGEMENT_TIME if self.needs_time else self.names[0], re.ASCII)
+    dateutil opens other names too: paths, "localtime", "EST5EDT,M3.2.0,M11.1.0". They
+    mean something else on another machine, so they are refused with a ValueError.
+    """
+    zone = None
+    if re.fullmatch(r"[A-Z][\w+-]*(/[\w+-]+)*", name, re.ASCII):
+        with contextlib.suppress(OSError, ValueError):
+            zone = tz.gettz(name)
+    if not isinstance(zone, tz.tzfile | tz.tzutc):
+        examples = "names are like US/Central, Europe/Berlin, UTC"
+        raise ValueError(f"{name!r} is not an IANA time zone; {examples}")
+    # python-dateutil 2.9 finds no rules in a file of zic's "slim" format.
+    return zone if zone.tzname(EPOCH) else find_zone_info(name)
+
+
+def find_zone_info(name: str) -> Any:
+    """Return the standard library's time zone of an IANA name."""
+    from zoneinfo import ZoneInfo
+
+    return ZoneInfo(name)
+
+
+def is_same_zone(name: str, other: str) -> bool:
+    """Tell whether two zones have the same offset on each day from 1970 to 2037.
+
+    US/Central and America/Chicago are two names of one zone.
+    """
+    if name == other:
+        return True
+    one, two = find_time_zone(name), find_time_zone(other)
+    moments = (EPOCH + timedelta(days=day) for day in range(24_800))
+    return all(
+        moment.astimezone(one).utcoffset() == moment.astimezone(two).utcoffset()
+        for moment in moments
+    )
+
+
+def is_date(text: str) -> bool:
+    """Tell whether a text is a date like 2020-01-31."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+class DateRange(Struct, frozen=True):
+    """Dates from first to last, inclusive, as YYYY-MM-DD, which sort like dates.
+
+    An end that --dates leaves open is empty until fill() has filled it.
+    """
+
+    first: str = ""
+    last: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> DateRange:
+        """Parse FROM..TO, FROM.., ..TO or a single date. Raises ValueError."""
+        first, separator, last = text.partition("..")
+        dates = cls(first, last if separator else first)
+        for end in (dates.first, dates.last):
+            if end and not is_date(end):
+                raise ValueError(f"{text!r} is not FROM..TO with dates like 2020-01-31")
+        return dates
+
+    def fill(self, other: DateRange) -> DateRange:
+        """Return the range with its open ends taken from another. Raises ValueError."""
+        dates = DateRange(self.first or other.first, self.last or other.last)
+        if dates.first > dates.last:
+            raise ValueError(f"{dates} ends before it begins")
+        return dates
+
+    def __contains__(self, day: str) -> bool:
+        return self.first <= day <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first}..{self.last}"
+
+    def days(self) -> set[str]:
+        """Return all dates of the range."""
+        first, last = map(date.fromisoformat, (self.first, self.last))
+        return {str(first + timedelta(days=n)) for n in range((last - first).days + 1)}
+
+
+class LoadDates(Struct, frozen=True):
+    """The dates of one load, set once: it may well run past midnight."""
+
+    usual: DateRange  # from 2000-01-01 to tomorrow
+    wanted: DateRange  # --dates, by default the usual ones
+    counted: DateRange  # with --replace also the usual dates, whose users are merged
+
+    @classmethod
+    def choose(cls, timezone: str, option: DateRange, replace: bool) -> LoadDates:
+        """Return the dates of a load that begins now.
+
+        Raises ValueError for a range that is empty, LoadError for an impossible clock.
+        """
+        today = datetime.now(find_time_zone(timezone)).date()
+        usual = DateRange(FIRST_DATE, (today + timedelta(days=1)).isoformat())
+        if usual.last < usual.first:
+            raise LoadError(
+                f"the clock of this machine says {today}, which can't be right; "
+                "set it and load again"
+            )
+        wanted = option.fill(usual)
+        if replace and wanted.first <= usual.last and wanted.last >= usual.first:
+            first, last = min(wanted.first, usual.first), max(wanted.last, usual.last)
+            return cls(usual, wanted, DateRange(first, last))
+        return cls(usual, wanted, wanted)
+
+
+# -- The rule --------------------------------------------------------------------------
+#
+# Rule says when an event makes its user active. Matcher applies it, in two ways that
+# always agree: evaluate() is the reference implementation, for one event of any form;
+# find_active() is the fast path, for many events of the usual form.
+
+# Midnights and changes of the clock fall on multiples of five minutes of UTC, in every
+# time zone since 1970. So all instants of a slot that begins and ends on one date are
+# on that date, and the dates of slots can be memoized: 2019-12-31 23:57 in US/Central
+# is in the slot from 23:55 to 23:59:59.999999, number 5259587 since 1970.
+SLOT = 300_000_000  # microseconds
+MEMO_SIZE = 65_536  # slots are 228 days of events
+Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
+
+# What the key of an event parameter says. A glob may match engagement_time_msec too.
+IGNORED, VALUABLE, TIME, VALUABLE_TIME = range(4)
+NOT_VALUABLE = "(not valuable)"  # a sentinel in place of the user
+
+
+def sort_unique(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct values, sorted, so that equal rules compare equal."""
+    return tuple(sorted(set(values)))
+
+
+class Rule(Struct, frozen=True):
+    """When an event makes its user active: a database holds counts under one rule."""
+
+    timezone: str = "US/Central"  # whose calendar dates are counted
+    event_names: tuple[str, ...] = ("user_engagement",)  # or "*"
+    min_engagement_msec: int = 3000  # inclusive
+    valuable_events: tuple[str, ...] = ("*_event",)  # globs for the parameters' keys
+
+    def __str__(self) -> str:
+        """Return the rule as options of the command line."""
+        from shlex import quote
+
+        names = [f"--event-name {quote(name)}" for name in self.event_names]
+        globs = [f"--valuable-event {quote(glob)}" for glob in self.valuable_events]
+        minimum = f"--min-engagement-msec {self.min_engagement_msec}"
+        return " ".join([f"--timezone {self.timezone}", *names, minimum, *globs])
+
+    def is_same(self, other: Rule) -> bool:
+        """Tell whether two rules give the same counts."""
+        renamed = msgspec.structs.replace(other, timezone=self.timezone)
+        return self == renamed and is_same_zone(self.timezone, other.timezone)
+
+
+class Findings(Struct):
+    """What a rule finds in events."""
+
+    engagement_events: int = 0
+    users: Users = msgspec.field(default_factory=dict)  # of the active events
+
+
+class Matcher:
+    """Applies a rule to events, and memoizes what keys and times mean under it.
+
+    Most lines hold no engagement event. They are found by a substring search for the
+    needle, a word that every line of interest contains: the event name if there is
+    just one, or else engagement_time_msec, which the events must hold then. JSON can
+    spell a letter as an escape, as in "\\u0075ser_engagement"; so a line that has an
+    escape with which the needle could be spelt is decoded as well.
+
+    Raises ValueError for an unknown time zone.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.zone = find_time_zone(rule.timezone)
+        self.has_any_name = "*" in rule.event_names
+        self.needs_time = self.has_any_name or len(rule.event_names) > 1
+        text = ENGAGEMENT_TIME if self.needs_time else rule.event_names[0]
+        words = re.findall(r"\w+", text, re.ASCII)
         self.needle = max(words, key=len, default="event_name").encode()
-        # Most escapes are those of <, > and &. These can spell the needle.
-        self.escapes = tuple({b"\\u00%x" % (letter >> 4) for letter in self.needle})
-        self.role_of = lru_cache(MEMO)(self.role)
-        self.date_of = lru_cache(MEMO)(self.date_throughout)
+        # The needle is ASCII: \u005f, \u006... and \u007... spell its letters and "_".
+        # BigQuery itself writes other escapes, \u003c for "<" and the like.
+        self.escapes = tuple({b"\\u00%x" % (byte >> 4) for byte in self.needle})
+        self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
+        self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return rule_of, self.terms  # which keeps what it remembers, on a cluster
+    def find_role(self, key: str | None) -> int:
+        """Return what the key of a parameter says: one of the four roles."""
+        globs = self.rule.valuable_events
+        is_valuable = key is not None and any(fnmatchcase(key, glob) for glob in globs)
+        if key == ENGAGEMENT_TIME:
+            return VALUABLE_TIME if is_valuable else TIME
+        return VALUABLE if is_valuable else IGNORED
 
-    def role(self, key: str | None) -> int:
-        """What the key of a parameter says."""
-        is_valuable = key is not None and any(fnmatchcase(key, glob) for glob in self.terms[3])
-        return VALUABLE * is_valuable + HAS_TIME * (key == ENGAGEMENT_TIME)
+    def evaluate(self, event: dict[str, Any]) -> Findings:
+        """Return what the rule says about one event. Raises ValueError.
 
-    def evaluate(self, event: dict[str, Any]) -> tuple[int, Users]:
-        """The number of engagement events, 1 or 0, and its user if it is active: this says what an
-        event means. Raises ValueError."""
-        if not self.has_any_name and event.get("event_name") not in self.names:
-            return 0, {}
-        parameters = list(enumerate(field(event, "event_params", list) or ()))
-        keys = [field(item, "key", str, f"event_params[{index}].") for index, item in parameters]
+        This is the reference implementation.
+        """
+        rule = self.rule
+        if not self.has_any_name and event.get("event_name") not in rule.event_names:
+            return Findings()
+        parameters = get_field(event, "event_params", list) or []
+        paths = [f"event_params[{index}]." for index in range(len(parameters))]
+        keys = list(map(get_key, parameters, paths))
         if self.needs_time and ENGAGEMENT_TIME not in keys:
-            return 0, {}
-        msecs = []
-        for index, item in parameters:
-            value = field(item, "value", dict, f"event_params[{index}].") or {}
-            if keys[index] == ENGAGEMENT_TIME and value.get("int_value") is not None:
-                msecs.append(integer(value["int_value"], ENGAGEMENT_TIME))
-        user = field(event, "user_pseudo_id", str)
-        if user and len(user.encode()) > MAX_USER:
-            raise ValueError(f"user_pseudo_id is longer than {MAX_USER} bytes")
+            return Findings()
+        values = list(map(get_int_value, parameters, paths))
+        msecs = [
+            parse_integer(value, ENGAGEMENT_TIME)
+            for key, value in zip(keys, values, strict=True)
+            if key == ENGAGEMENT_TIME and value is not None
+        ]
+        user = get_field(event, "user_pseudo_id", str)
+        if user and len(user.encode()) > MAX_USER_BYTES:
+            raise ValueError(f"user_pseudo_id is longer than {MAX_USER_BYTES} bytes")
         if user and "\0" in user:
             raise ValueError("user_pseudo_id has a NUL character")
-        day = self.date_at(integer(event.get("event_timestamp"), "event_timestamp"))
-        is_engaged = any(msec >= self.minimum_msec for msec in msecs)
-        is_active = is_engaged and any(self.role(key) & VALUABLE for key in keys)
-        return 1, {day: [user]} if is_active else {}
+        day = self.find_date(
+            parse_integer(event.get("event_timestamp"), "event_timestamp")
+        )
+        is_valuable = any(
+            self.role_of(key) in (VALUABLE, VALUABLE_TIME) for key in keys
+        )
+        is_engaged = any(msec >= rule.min_engagement_msec for msec in msecs)
+        return Findings(1, {day: [user]} if is_valuable and is_engaged else {})
 
-    def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
-        """The number of engagement events among some events, and the users of the active ones: what
-        reading says of each, all at once. Raises whatever, where it can't tell as quickly."""
+    def find_active(self, events: Iterable[Event]) -> Findings:
+        """Return what the rule says about many events: the fast path.
+
+        Raises ValueError, TypeError or OverflowError for anything unusual, and does
+        not tell for which event. The caller then scans line by line.
+        """
         role_of = self.role_of
-        date_of = self.date_of
         times: list[Any] = []
         msecs: list[Any] = []
         users: list[str | None] = []
         for event in events:
-            if not self.has_any_name and event.event_name not in self.names:
+            if not self.has_any_name and event.event_name not in self.rule.event_names:
                 continue
             msec = None
             is_valuable = False
@@ -358,121 +440,103 @@ class Rule:
                 elif role:
                     value = parameter.value
                     if msec is not None or value is None or value.int_value is None:
-                        raise ValueError("there is not one engagement time")
+                        raise ValueError("there is not exactly one engagement time")
                     msec = value.int_value
-                    is_valuable = is_valuable or role != HAS_TIME
+                    is_valuable = is_valuable or role == VALUABLE_TIME
             if msec is None:
                 if self.needs_time:
                     continue
-                msec = "0"
+                msec = "0"  # an engagement event, which is not active
                 is_valuable = False
             times.append(event.event_timestamp)
             msecs.append(msec)
             users.append(event.user_pseudo_id if is_valuable else NOT_VALUABLE)
-        if not times:
-            return 0, {}
-        try:
-            digits = "".join(times + msecs)
-        except TypeError:  # they are JSON numbers
-            digits = "".join(map(str, times + msecs))
-        if not digits.encode().isdigit():
-            raise ValueError("there is an unusual number")
-        found: Users = defaultdict(list)
-        for timestamp, msec, user in zip(map(int, times), map(int, msecs), users, strict=True):
-            day = date_of(timestamp // STRETCH) or self.date_at(timestamp)
-            if msec >= self.minimum_msec and user is not NOT_VALUABLE:
-                found[day].append(user)
-        return len(times), found
+        check_digits(times + msecs)
+        return self.group_by_date(times, msecs, users)
 
-    def date_throughout(self, stretch: int) -> str:
-        """The date of a stretch, by its number since 1970 UTC; empty if it ends on another. In no
-        zone has a stretch that begins and ends on one date another date between."""
-        first = self.date_at(stretch * STRETCH)
-        last = self.date_at(stretch * STRETCH + STRETCH - 1)
+    def group_by_date(
+        self, times: list[Any], msecs: list[Any], users: list[str | None]
+    ) -> Findings:
+        """Return the findings of engagement events, given as three parallel lists."""
+        date_of_slot = self.date_of_slot
+        minimum = self.rule.min_engagement_msec
+        found: Users = defaultdict(list)
+        for time_, msec, user in zip(
+            map(int, times), map(int, msecs), users, strict=True
+        ):
+            day = date_of_slot(time_ // SLOT) or self.find_date(time_)
+            if msec >= minimum and user is not NOT_VALUABLE:
+                found[day].append(user)
+        return Findings(len(times), found)
+
+    def find_date_of_slot(self, slot: int) -> str:
+        """Return the date of a slot of five minutes, or "" if it has two dates."""
+        first = self.find_date(slot * SLOT)
+        last = self.find_date(slot * SLOT + SLOT - 1)
         return first if first == last else ""
 
-    def date_at(self, timestamp: int) -> str:
-        """The date of a timestamp (microseconds UTC), by the standard library outside of 1970 to
-        2036, all that python-dateutil 2.9 knows. Raises ValueError."""
+    def find_date(self, timestamp: int) -> str:
+        """Return the date of a timestamp (microseconds UTC). Raises ValueError.
+
+        python-dateutil 2.9 knows the years 1970 to 2036; the standard library knows
+        the others.
+        """
+        is_usual = 0 <= timestamp < YEAR_2037
+        zone = self.zone if is_usual else find_zone_info(self.rule.timezone)
         try:
-            zone = self.zone if 0 <= timestamp < YEAR_2037 else zone_info(self.terms[0])
-            time_utc = EPOCH + timedelta(microseconds=timestamp)
-            return time_utc.astimezone(zone).date().isoformat()
+            moment = EPOCH + timedelta(microseconds=timestamp)
+            return moment.astimezone(zone).date().isoformat()
         except (OverflowError, ValueError):
-            what = f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
-            raise ValueError(what) from None
+            raise ValueError(
+                f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
+            ) from None
 
 
 @lru_cache(maxsize=8)
-def rule_of(*terms: Any) -> Rule:
-    return Rule(*terms)
+def matcher_for(rule: Rule) -> Matcher:
+    """Return the matcher of a rule. A worker keeps it, and its memo, between ranges."""
+    return Matcher(rule)
 
 
-def time_zone(name: str) -> Any:
-    """The dateutil time zone of an IANA name, which begins with a capital; what else gettz opens is
-    files, or depends on the machine. Raises ValueError."""
-    zone = None
-    if re.fullmatch(r"[A-Z][\w+-]*(/[\w+-]+)*", name, re.ASCII):
-        with contextlib.suppress(OSError, ValueError):
-            zone = tz.gettz(name)
-    if not isinstance(zone, tz.tzfile | tz.tzutc):
-        examples = "names are like US/Central, Europe/Berlin, UTC"
-        raise ValueError(f"{name!r} is not an IANA time zone; {examples}")
-    # python-dateutil 2.9 finds nothing in a file of zic's "slim" format.
-    return zone if zone.tzname(EPOCH) else zone_info(name)
+def check_digits(numbers: list[Any]) -> None:
+    """Raise ValueError or TypeError unless all are strings of digits, or integers >= 0.
+
+    One isdigit() over all numbers is faster than one for each of them.
+    """
+    try:
+        digits = "".join(numbers)
+    except TypeError:  # there are JSON numbers
+        digits = "".join(map(str, numbers))
+    if numbers and not digits.encode().isdigit():
+        raise ValueError("there is an unusual number")
 
 
-def zone_info(name: str) -> Any:
-    """The standard library's time zone of an IANA name."""
-    from zoneinfo import ZoneInfo
-
-    return ZoneInfo(name)
-
-
-def is_same_zone(name: str, other: str) -> bool:
-    """Whether two names are of time zones that do the same, on each day from 1970 to 2037."""
-    one, two = time_zone(name), time_zone(other)
-    times = (EPOCH + timedelta(days) for days in range(24_800))
-    return name == other or all(
-        time.astimezone(one).utcoffset() == time.astimezone(two).utcoffset() for time in times
-    )
-
-
-def parse_dates(text: str | None, rule: Rule) -> Dates:
-    """The dates FROM..TO, or one; 2000-01-01, tomorrow for what is left out. Raises ValueError."""
-    tomorrow = (datetime.now(rule.zone).date() + timedelta(1)).isoformat()
-    first, separator, last = (text or "..").partition("..")
-    ends = (first or FIRST_DATE, (last or tomorrow) if separator else first)
-    for end in ends:
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d", end, re.ASCII):
-            raise ValueError(f"{text!r} is not FROM..TO with dates like 2020-01-31")
-        try:
-            date.fromisoformat(end)
-        except ValueError as error:
-            raise ValueError(f"{text!r}: {error}") from None
-    if ends[0] > ends[1]:
-        raise ValueError(f"{text!r} ends before it begins: {'..'.join(ends)}")
-    return ends
-
-
-# -- Scanning lines --------------------------------------------------------------------------------
+# -- Scanning lines --------------------------------------------------------------------
 #
-# What a line means is said by Scanner.scan_line. Blocks of lines go a quicker way, which agrees
-# with it or gives up: whatever is in doubt goes line by line.
+# Scanner.scan_line() is the reference implementation. Blocks of lines take a fast path,
+# which gives the same result or gives up; then the lines are scanned one by one.
 
-BLANK = b" \t\r\n"
-BOM = b"\xef\xbb\xbf"
-BATCH = 32 << 20  # bytes of lines
-BLOCK = 384 << 10  # bytes: they stay in the processor's cache while they are searched repeatedly
-SPLIT = 8  # parts into which lines are cut of which one is unusual
-RUN_USERS = 256  # users in one JSON array: few, since many are merged at once
-MAX_REPORTED = 20  # bad records of a load to report in full
+WHITE_SPACE = b" \t\r\n"
+BATCH_BYTES = 32 << 20  # of lines
+BLOCK_BYTES = 384 << 10  # fits a processor's cache, and is searched several times
+BAD_RECORD_BYTES = 8 << 20  # of bad records to hold, with what Python adds to each
+OBJECT_OVERHEAD = 256  # bytes that Python takes for a record beside its text
+SPLIT = 8  # a block that the fast path rejects is tried again in this many parts
+RUN_USERS = 256  # hundreds of runs are merged at once, each with one array in memory
+MAX_REPORTED = 20  # bad records of a load that are reported one by one
+NOT_AN_OBJECT = "not one JSON object on the line; one event per line is expected"
 Buffer = bytes | bytearray
-Run = tuple[str, str, str]  # date, first user, sorted JSON array of users
 
 
-class Tally(Struct):
-    """What was read, in the terms of load_log; too_early are active events before 2000."""
+class Sums(Struct):
+    """Numbers that are added up by name."""
+
+    def plus(self, other: Self) -> Self:
+        return type(self)(*map(int.__add__, astuple(self), astuple(other)))
+
+
+class Tally(Sums):
+    """How many lines, events and bytes were read. All but the last two are logged."""
 
     lines: int = 0
     blank_lines: int = 0
@@ -482,40 +546,66 @@ class Tally(Struct):
     out_of_range_events: int = 0
     bad_records: int = 0
     bytes: int = 0
-    too_early: int = 0
+    too_early: int = 0  # active events before 2000
+    too_late: int = 0  # active events after tomorrow
 
-    def plus(self, other: Tally) -> Tally:
-        return Tally(*map(int.__add__, astuple(self), astuple(other)))
+
+class BadRecord(NamedTuple):
+    line: int  # of the batch, from 1
+    reason: str
+    record: bytes  # the whole line, if it is to be kept
+
+
+class Run(NamedTuple):
+    """Distinct users of a date, sorted.
+
+    They stay JSON text until they are merged: a set of Python strings takes 200 bytes
+    a user, the text 35. Sorted runs of bounded size can be merged in bounded memory.
+    """
+
+    date: str
+    first_user: str
+    users: str  # JSON array of up to 256
 
 
 class Batch(Struct):
-    """What was found in some successive lines of a range."""
+    """What was found in successive lines of a range."""
 
     tally: Tally = msgspec.field(default_factory=Tally)
-    bad: list[tuple[int, str, bytes]] = []  # line of the batch, from 1; reason; record, if wanted
-    users: Users = {}  # until the batch is closed, which makes runs of them
-    runs: list[Run] = []
+    bad: list[BadRecord] = msgspec.field(default_factory=list)
+    bad_bytes: int = 0  # that the bad records take in memory
+    users: Users = msgspec.field(default_factory=dict)  # until close()
+    runs: list[Run] = msgspec.field(default_factory=list)  # from close() on
 
-    def add(self, engagement_events: int, users: Users) -> None:
-        """Add what Rule.active_users found."""
-        self.tally.engagement_events += engagement_events
-        for day, some in users.items():
-            self.users.setdefault(day, []).extend(some)
+    def add(self, findings: Findings) -> None:
+        self.tally.engagement_events += findings.engagement_events
+        for day, users in findings.users.items():
+            self.users.setdefault(day, []).extend(users)
 
-    def close(self, dates: Dates) -> Batch:
-        """Make runs of the users on some dates, and tally the others."""
+    def add_bad_record(self, reason: str, record: bytes) -> None:
+        self.bad.append(BadRecord(self.tally.lines, reason, record))
+        self.bad_bytes += len(record) + OBJECT_OVERHEAD
+
+    def size(self) -> int:
+        """Return the bytes that the batch takes in memory, roughly."""
+        return self.bad_bytes + sum(len(run.users) for run in self.runs)
+
+    def close(self, dates: LoadDates) -> Batch:
+        """Make sorted runs of the users on the dates that count; tally the others."""
         for day, users in self.users.items():
             self.tally.active_events += len(users)
             named = list(filter(None, users))
             self.tally.anonymous_events += len(users) - len(named)
-            if not dates[0] <= day <= dates[1]:
+            if day not in dates.counted:
                 self.tally.out_of_range_events += len(users)
-                self.tally.too_early += len(users) * (day < FIRST_DATE)
+                self.tally.too_early += len(users) * (day < dates.usual.first)
+                self.tally.too_late += len(users) * (day > dates.usual.last)
                 continue
-            each = list(dict.fromkeys(map(named.__getitem__, stringzilla.Strs(named).argsort())))
-            for start in range(0, len(each), RUN_USERS):
-                some = each[start : start + RUN_USERS]
-                self.runs.append((day, some[0], to_json(some)))
+            order = stringzilla.Strs(named).argsort()
+            unique = list(dict.fromkeys(map(named.__getitem__, order)))
+            for start in range(0, len(unique), RUN_USERS):
+                array = unique[start : start + RUN_USERS]
+                self.runs.append(Run(day, array[0], encode_json(array)))
         self.users = {}
         return self
 
@@ -524,151 +614,197 @@ class Scanner(Struct):
     """Turns a range into batches of what counts under a rule on some dates."""
 
     rule: Rule
-    dates: Dates
+    dates: LoadDates
     validate: bool = False  # decode every line
-    keep: bool = False  # every bad record, and whole
-    block_size: int = BLOCK
-    is_dense: bool = False  # whether most lines were engagement events
+    keep: bool = False  # hold every bad record, and all of its bytes
+    block_bytes: int = BLOCK_BYTES
+    is_dense: bool = False  # most lines of the last block were engagement events
 
-    def __call__(self, part: Range) -> Iterator[Batch]:
-        """Yield the batches of a range, one for some 32 MiB of lines. Raises LoadError."""
+    def __call__(self, range_: Range) -> Generator[Batch, None, None]:
+        """Yield the batches of a range, one for about 32 MiB. Raises LoadError."""
         batch = Batch()
-        lines = size = 0
+        lines = 0  # before this batch
 
-        def place() -> str:
-            is_known = part.start == 0 and part.data is None
-            return f"{part.source}:{lines + batch.tally.lines + 1}" if is_known else part.source
+        def find_line() -> str:
+            """Return the line as ":12", or "" if it is not known in a later range."""
+            if range_.start or range_.data is not None:
+                return ""
+            return f":{lines + batch.tally.lines + 1}"
 
-        with about(place), opened(part) as (stream, file, length):
-            position = file.tell()
-            for buffer, filled in blocks(stream, length, part.start == 0, self.block_size):
-                self.scan_block(buffer, filled, batch)
-                size += filled
-                if size >= BATCH:
-                    batch.tally.bytes = file.tell() - position
+        with about(range_.source, find_line), open_range(range_) as opened:
+            size = 0
+            for buffer, length in opened.read_blocks(self.block_bytes):
+                self.scan_block(buffer, length, batch)
+                size += length
+                if size >= BATCH_BYTES or batch.bad_bytes > BAD_RECORD_BYTES:
+                    batch.tally.bytes = opened.count_new_bytes()
                     yield batch.close(self.dates)
-                    position += batch.tally.bytes
                     lines += batch.tally.lines
-                    size, batch = 0, Batch()
-            batch.tally.bytes = file.tell() - position
+                    batch = Batch()
+                    size = 0
+            batch.tally.bytes = opened.count_new_bytes()
             yield batch.close(self.dates)
 
     def scan_block(self, buffer: bytearray, length: int, batch: Batch) -> None:
-        """Add the whole lines in the first bytes of a buffer to a batch: all at once, or in parts
-        where one of them is unusual."""
+        """Scan the whole lines in the first bytes of a buffer."""
         end = length - buffer.endswith(b"\n", 0, length)
-        if not self.scan_quickly(buffer, end, batch):
-            self.scan_lines(bytes(memoryview(buffer)[:end]).split(b"\n"), batch)
+        if not self.scan_fast(buffer, end, batch):
+            text = bytes(memoryview(buffer)[:end])
+            self.scan_lines(text.split(b"\n"), batch)
 
     def scan_lines(self, lines: list[bytes], batch: Batch) -> None:
-        """Add lines, without their newlines, to a batch in parts, and those with an unusual line in
-        smaller ones, so that few go one by one."""
+        """Scan lines, without their newlines, of which at least one is unusual.
+
+        The lines are split again and again, so that the fast path takes all parts but
+        those with an unusual line, and few lines go one by one.
+        """
         size = max(len(lines) // SPLIT, 1)
         for start in range(0, len(lines), size):
-            some = lines[start : start + size]
-            text = b"\n".join(some)
+            part = lines[start : start + size]
+            text = b"\n".join(part)
             if size == 1:
                 self.scan_line(text, batch)
-            elif not self.scan_quickly(text, len(text), batch):
-                self.scan_lines(some, batch)
+            elif not self.scan_fast(text, len(text), batch):
+                self.scan_lines(part, batch)
 
-    def scan_quickly(self, text: Buffer, end: int, batch: Batch) -> bool:
-        """Whether all lines in the first bytes of a text could be added to a batch at once."""
-        # Every line is framed as an object if all that is between them is "}\n{", or with CRLF.
+    def scan_fast(self, text: Buffer, end: int, batch: Batch) -> bool:
+        """Scan all lines in the first bytes of a text, or do nothing and return False.
+
+        The lines must be framed as objects: the text begins with "{", ends with "}",
+        and has "}\\n{" (or "}\\r\\n{") at each of its line ends. Without that, a search
+        could find the needle in what is no line of its own.
+        """
         last = b"}\r" if text.endswith(b"\r", 0, end) else b"}"
-        lines = stringzilla.count(text, b"\n", 0, end) + 1
-        is_framed = text.startswith(b"{", 0, end) and text.endswith(last, 0, end)
-        is_framed = is_framed and stringzilla.count(text, last + b"\n{", 0, end) == lines - 1
-        if not is_framed or self.has_escape(text, end, b"\\u0000"):
+        line_ends = stringzilla.count(text, b"\n", 0, end)
+        if not (text.startswith(b"{", 0, end) and text.endswith(last, 0, end)):
             return False
+        if stringzilla.count(text, last + b"\n{", 0, end) != line_ends:
+            return False
+        # evaluate() refuses a user with a NUL character, which find_active() can't see.
+        if self.has_escape(text, end, b"\\u0000"):
+            return False
+        lines = line_ends + 1
+        matcher = matcher_for(self.rule)
         try:
-            engagement_events, users = self.rule.active_users(self.events(text, end, lines))
-        except (ValueError, TypeError, RecursionError):
-            return False  # the plain reading finds out which line it is
+            findings = matcher.find_active(self.decode_events(text, end, lines))
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            return False
         if lines > SPLIT:
-            self.is_dense = engagement_events > lines // 2
-        batch.add(engagement_events, users)
+            self.is_dense = findings.engagement_events > lines // 2
+        batch.add(findings)
         batch.tally.lines += lines
         return True
 
     def scan_line(self, line: bytes, batch: Batch) -> None:
-        """Add a line, without its newline, to a batch: this says what a line means."""
-        record = line.strip(BLANK)
-        if record and self.scan_quickly(record, len(record), batch):
+        """Scan one line, without its newline. This is the reference implementation."""
+        record = line.strip(WHITE_SPACE)
+        # Without the white space around it, the line may be a usual one.
+        if record and self.scan_fast(record, len(record), batch):
             return
         batch.tally.lines += 1
+        if not record:
+            batch.tally.blank_lines += 1
+            return
         try:
-            if not record:
-                batch.tally.blank_lines += 1
-            elif not (record.startswith(b"{") and record.endswith(b"}")):
-                raise ValueError("is not a JSON object, {...}: one event per line is expected")
-            elif (
-                self.validate
-                or stringzilla.find(record, self.rule.needle) >= 0
-                or self.has_escape(record, len(record))
-            ):
-                batch.add(*self.rule.evaluate(decoded(record)))
+            if not (record.startswith(b"{") and record.endswith(b"}")):
+                raise ValueError(NOT_AN_OBJECT)
+            if self.may_count(record):
+                batch.add(matcher_for(self.rule).evaluate(decode_record(record)))
         except (ValueError, RecursionError) as error:
             batch.tally.bad_records += 1
             if self.keep or len(batch.bad) < MAX_REPORTED:
-                batch.bad.append((batch.tally.lines, str(error), line if self.keep else b""))
+                batch.add_bad_record(str(error), line if self.keep else b"")
 
-    def has_escape(self, text: Buffer, end: int, *escapes: bytes) -> bool:
-        """Whether a text has an escape that can spell the needle, or one of some others."""
-        escapes += self.rule.escapes
-        return text.find(b"\\", 0, end) >= 0 and any(  # most have no backslash at all
-            stringzilla.find(text, escape, 0, end) >= 0 for escape in escapes
-        )
+    def may_count(self, record: bytes) -> bool:
+        """Tell whether a record must be decoded: it may hold an engagement event."""
+        needle = matcher_for(self.rule).needle
+        is_found = stringzilla.find(record, needle) >= 0
+        return self.validate or is_found or self.has_escape(record, len(record))
 
-    def events(self, text: Buffer, end: int, lines: int) -> list[Event]:
-        """The events of the lines that hold the needle, or of all lines where most of them do.
-        Raises ValueError or RecursionError if one is unusual in any way."""
-        view = memoryview(text)
-        wants_all = self.is_dense or self.validate
-        found = []
-        if not wants_all:
-            at = stringzilla.find(text, self.rule.needle, 0, end)
-            while 0 <= at < end:
-                start = text.rfind(b"\n", 0, at) + 1
-                stop = text.find(b"\n", at, end)
-                stop = end if stop < 0 else stop
-                found.append(view[start:stop])
-                at = stringzilla.find(text, self.rule.needle, stop, end)
-        decodable = str(view[:end] if wants_all else b"\n".join(found), "utf-8")
-        events = usual_event.decode_lines(decodable)
-        if len(events) != (lines if wants_all else len(found)):
+    def has_escape(self, text: Buffer, end: int, *others: bytes) -> bool:
+        """Tell whether a text has an escape that can spell the needle, or another."""
+        if text.find(b"\\", 0, end) < 0:  # most texts have no escape at all
+            return False
+        escapes = matcher_for(self.rule).escapes + others
+        return any(stringzilla.find(text, escape, 0, end) >= 0 for escape in escapes)
+
+    def decode_events(self, text: Buffer, end: int, lines: int) -> list[Event]:
+        """Decode the lines with the needle; or all, if most lines of a block have it.
+
+        Raises ValueError or RecursionError if a line is unusual in any way.
+        """
+        if self.is_dense or self.validate:
+            wanted = memoryview(text)[:end]
+        else:
+            found = self.find_lines(text, end)
+            lines = len(found)
+            wanted = memoryview(b"\n".join(found))
+        events = EVENT_DECODER.decode_lines(str(wanted, "utf-8"))
+        if len(events) != lines:  # decode_lines() takes {...}{...} for two lines
             raise ValueError("there are two objects on a line")
         return events
 
+    def find_lines(self, text: Buffer, end: int) -> list[memoryview]:
+        """Return the lines that contain the needle."""
+        needle = matcher_for(self.rule).needle
+        view = memoryview(text)
+        found = []
+        at = stringzilla.find(text, needle, 0, end)
+        while 0 <= at < end:
+            start = text.rfind(b"\n", 0, at) + 1
+            stop = text.find(b"\n", at, end)
+            stop = end if stop < 0 else stop
+            found.append(view[start:stop])
+            at = stringzilla.find(text, needle, stop, end)
+        return found
 
-def decoded(record: bytes) -> Any:
-    """A JSON object, of whose fields given twice the last one counts. Raises ValueError or
-    RecursionError."""
+
+def decode_record(record: bytes) -> Any:
+    """Decode a JSON object, whose duplicate keys mean the last of them.
+
+    Raises ValueError or RecursionError.
+    """
     import json
-    from decimal import Decimal
 
     text = str(record, "utf-8")
-    any_object.decode(text)  # is stricter than json
-    # Python converts fewer digits than 4301, and no field of ours may be a Decimal.
-    return json.loads(text, parse_int=lambda n: int(n) if len(n) < 4300 else Decimal(n))
+    try:
+        OBJECT_DECODER.decode(text)  # stricter than the json module
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{NOT_AN_OBJECT} ({error})") from None
+    return json.loads(text, parse_int=parse_json_integer)
 
 
-# -- Sources ---------------------------------------------------------------------------------------
+def parse_json_integer(digits: str) -> Any:
+    """Parse a JSON integer. One of more than 4,300 digits becomes a Decimal.
+
+    Python's int() refuses such numbers, and no field of ours may be a Decimal.
+    """
+    from decimal import Decimal
+
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
+
+
+# -- Sources ---------------------------------------------------------------------------
 #
-# EVENTS are files, standard input, pipes and URLs, each compressed or not. All are read as blocks
-# of whole lines.
+# EVENTS are files, standard input, pipes and URLs, compressed or not. Each is opened as
+# a stream of bytes, and read in blocks of whole lines.
 
-MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes up to 100 MB
-ENDLESS = float("inf")  # bytes: to the end of a stream
-SNIFFED_BYTES = 512  # bytes by which another format is known
-READAHEAD_BYTES = 8 << 20  # bytes to ask a URL for at once
+MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes rows of up to 100 MB
+TO_THE_END = float("inf")  # bytes to read of a stream
+SNIFFED_BYTES = 512  # by which another format is known
+READAHEAD_BYTES = 8 << 20  # to ask an object store for at once
+BOM = b"\xef\xbb\xbf"
 GZIP = rb"\x1f\x8b"
 ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
 AS_JSON = "export it as newline-delimited JSON"
 FORMATS = {  # by their first bytes
-    rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]": "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8",
+    rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]": "UTF-16; make it UTF-8: "
+    "iconv -f UTF-16 -t UTF-8",
     rb"\s*\[": "a JSON array; make it one event per line: jq -c '.[]'",
     rb'\s*\{\s*\n\s*"': "pretty-printed JSON; make it one event per line: jq -c .",
     rb"PAR1": f"a Parquet file; {AS_JSON}",
@@ -678,33 +814,110 @@ FORMATS = {  # by their first bytes
     rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
     rb"BZh": "bzip2-compressed; decompress it first: bzcat",
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
-    GZIP + rb"|" + ZSTD: "compressed twice, or a compressed live pipe; decompress it first: zcat, "
-    "or zstdcat",
+    GZIP + rb"|" + ZSTD: "compressed twice, or a compressed live pipe; "
+    "decompress it first: zcat, or zstdcat",
     rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
 }
+# Fields of fsspec's info that tell whether a file has changed, the best ones first
+ETAG_KEYS = ("ETag", "etag")
+DATE_KEYS = ("generation", "Last-Modified", "LastModified", "mtime")
 
 
 class Range(Struct, frozen=True):
-    """The unit of work: the lines of a source that begin in its bytes from start to end, or all of
-    it where it can't be split; data are the bytes of lines that have been read already."""
+    """The unit of work. It is one of three things:
+
+    - bytes of a file, from start to end: the lines that begin in them. Of "ab\\ncd\\n"
+      the range from 0 to 2 has the line "ab", and the range from 2 to 6 has "cd".
+    - a whole source that can't be split (end is None): compressed, or a pipe.
+    - lines that came on a live pipe (data).
+    """
 
     source: str
     start: int = 0
     end: int | None = None
-    version: str | None = None  # of the file when it was cut into ranges: all are of the same
+    identity: str | None = None  # of the file when it was split
+    version: FileVersion | None = None  # of the file when it was split
     data: bytes | None = None
-    size: int = 0  # in bytes, where that is known
+    size: int | None = None  # bytes of the source, if that is known
 
     @property
     def work(self) -> int:
-        """Bytes to scan, about: what is compressed holds some ten times its size."""
-        return self.size * (10 if self.end is None else 1)
+        """The bytes to scan, roughly: compressed JSON is ten times as long."""
+        return (self.size or 0) * (10 if self.end is None else 1)
+
+
+class FileVersion(NamedTuple):
+    """What loaded_file remembers of a file or URL, to see whether it has changed."""
+
+    path: str  # absolute and without symbolic links, or the URL without its query
+    version: str  # "SIZE MTIME_NS", or "SIZE ETAG"
+
+
+class OpenSource(NamedTuple):
+    file: io.BufferedReader  # seekable, if it can be read in ranges
+    identity: str  # changes if another file takes the place of this one
+    version: FileVersion | None  # None for a pipe, or a server that tells no version
+
+
+class OpenRange:
+    """A range as a stream of lines. The stream has been decompressed."""
+
+    def __init__(self, lines: Any, length: float, file: Any, is_start: bool) -> None:
+        self.lines = lines
+        self.length = length  # bytes of the stream to read
+        self.file = file  # whose tell() is the number of bytes read of the source
+        self.is_start = is_start  # the stream begins where the source begins
+        self.position = file.tell()
+
+    def count_new_bytes(self) -> int:
+        """Return the bytes read of the source since the last call."""
+        before = self.position
+        self.position = self.file.tell()
+        return int(self.position - before)
+
+    def read_blocks(self, size: int) -> Iterator[tuple[bytearray, int]]:
+        """Yield (buffer, length) of whole lines: size bytes and the rest of a line.
+
+        The buffer is used again for the next block. Only the last line of the source
+        may lack its newline. Raises Unusable for another format and a cut-off file.
+        """
+        left = self.length
+        if self.is_start:
+            left -= self.skip_byte_order_mark()
+        buffer = bytearray(size)
+        while left > 0:
+            length = self.lines.readinto(memoryview(buffer)[: int(min(size, left))])
+            if not length:
+                break
+            if not buffer.endswith(b"\n", 0, length):
+                for piece in read_rest_of_line(self.lines):
+                    buffer[length : length + len(piece)] = piece
+                    length += len(piece)
+            left -= length
+            yield buffer, length
+        if 0 < left < TO_THE_END:
+            raise Unusable(CUT_SHORT)
+
+    def skip_byte_order_mark(self) -> int:
+        """Pass over a byte-order mark, and return its length in bytes.
+
+        Raises Unusable if the first bytes are those of another format.
+        """
+        head = self.lines.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
+        mark = BOM if head.startswith(BOM) else b""
+        for magic, name in FORMATS.items():
+            if re.match(magic, head[len(mark) :]):
+                raise Unusable(f"is {name}")
+        return len(self.lines.read(len(mark)))
 
 
 class Pipe(io.RawIOBase):
-    """A file that is read from beginning to end, of which one read brings enough to know its
-    format; tell() is what was read."""
+    """A file that can't seek.
+
+    A read returns at least SNIFFED_BYTES unless the input ends, since a slow producer
+    may send fewer at first. tell() counts the bytes that have been read.
+    """
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -715,8 +928,11 @@ class Pipe(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = 0
-        while count < SNIFFED_BYTES and (some := self.file.readinto(buffer[count:])):
-            count += some
+        while count < SNIFFED_BYTES:
+            length = self.file.readinto(buffer[count:])
+            if not length:
+                break
+            count += length
         self.position += count
         return count
 
@@ -724,228 +940,345 @@ class Pipe(io.RawIOBase):
         return self.position
 
 
-def file_system(url: str) -> Any:
-    """The fsspec file system of a URL, and the path in it."""
+def is_url(source: str) -> bool:
+    return "://" in source
+
+
+def is_pipe(source: str) -> bool:
+    """Tell whether a source can be opened only once: a pipe, or standard input."""
+    if source == "-":
+        return True
+    with contextlib.suppress(OSError):
+        mode = os.stat(source).st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return False
+
+
+def find_file_system(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
     if re.search("https?://", url):
-        with contextlib.suppress(ImportError):  # which fsspec tells
+        with contextlib.suppress(ImportError):  # fsspec says what is missing
             from aiohttp import ClientTimeout
 
-            # A download may take as long as it likes, but for minutes without a byte.
-            timeout = ClientTimeout(total=None, sock_connect=60, sock_read=300)
-            fsspec.config.conf.setdefault("http", {"client_kwargs": {"timeout": timeout}})
-    return fsspec.core.url_to_fs(url)
+            session = {
+                # A download may last long, but not for minutes without a byte.
+                "timeout": ClientTimeout(total=None, sock_connect=60, sock_read=300),
+                "trust_env": True,  # the proxies of the environment, and ~/.netrc
+                # Compressed pages come as they are stored, and with their length.
+                "headers": {"Accept-Encoding": "identity"},
+                "auto_decompress": False,
+            }
+            fsspec.config.conf.setdefault("http", {"client_kwargs": session})
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path
+
+
+def expand_wildcards(source: str) -> list[str]:
+    """Return the URLs that match a URL with wildcards, or the source itself.
+
+    The shell expands the wildcards of local files. Raises LoadError.
+    """
+    is_pattern = re.search(r"[*?\[]", source) and not source.startswith("http")
+    if not (is_url(source) and is_pattern):
+        return [source]
+    with about(source):
+        system, path = find_file_system(source)
+        found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+    return found or [source]  # which can't be found either when it is opened
+
+
+def find_version(source: str) -> FileVersion | None:
+    """Return the version of a file or URL without opening it. Raises LoadError.
+
+    After a wildcard, fsspec answers from the listing, without a request.
+    """
+    if source == "-":
+        return None
+    with about(source):
+        if is_url(source):
+            system, path = find_file_system(source)
+            return make_url_version(source, system.info(path))
+        return make_file_version(source, os.stat(source))
+
+
+def make_file_version(path: str, status: os.stat_result) -> FileVersion | None:
+    """Return the version of a local file, or None for anything but a regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    version = f"{status.st_size} {status.st_mtime_ns}"
+    return FileVersion(escape_beyond_ascii(os.path.realpath(path)), version)
+
+
+def make_url_version(url: str, info: dict[str, Any]) -> FileVersion | None:
+    """Return the version of a URL, from fsspec's info, or None if none is told.
+
+    The path has no query, which may hold a signature. Then only an ETag tells whether
+    the rest of the URL still means the same content.
+    """
+    keys = ETAG_KEYS if re.search("[?#]", url) else ETAG_KEYS + DATE_KEYS
+    token = find_token(info, keys)
+    if not token:
+        return None
+    return FileVersion(escape_beyond_ascii(redact(url)), f"{info.get('size')} {token}")
+
+
+def find_token(info: dict[str, Any], keys: Iterable[str]) -> str:
+    """Return the first of some fields that fsspec's info of a file has, or ""."""
+    values = (str(info.get(key) or "") for key in keys)
+    return next(filter(None, values), "").removeprefix("W/").strip('"')
+
+
+def escape_beyond_ascii(text: str) -> str:
+    """Return a text with escapes like \\u65e5, for a database of any encoding."""
+    if text.isascii():
+        return text
+    import json
+
+    return re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], text)
 
 
 @contextlib.contextmanager
-def opened_source(source: str) -> Iterator[tuple[io.BufferedReader, str]]:
-    """A source as a binary file, seekable where it can be read in ranges; and what changes when
-    another file takes its place."""
-    if "://" in source:
-        system, path = file_system(source)
-        system.invalidate_cache()
+def open_source(source: str) -> Iterator[OpenSource]:
+    """Open a file, pipe, "-" or URL to read it."""
+    if is_url(source):
+        system, path = find_file_system(source)
+        system.invalidate_cache()  # a worker of a cluster may have an old listing
         info = system.info(path)
-        if info.get("type") == "directory":  # which some open as an empty file
+        if info.get("type") == "directory":  # S3 opens a directory as an empty file
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tokens = map(info.get, ("ETag", "etag", "ino", "Last-Modified", "mtime"))
-        version = next(filter(None, tokens), None)
-        in_ranges = info.get("partial", "http" not in system.protocol)
-        ahead = READAHEAD_BYTES if in_ranges else 0  # 0: as a stream
-        opening = system.open(path, "rb", block_size=ahead, cache_type="readahead")
+        version = make_url_version(source, info)
+        identity = find_token(info, ("ino", *ETAG_KEYS, *DATE_KEYS))
+        # HTTP servers may or may not serve ranges, so pages are read as a stream.
+        can_seek = info.get("partial", "http" not in system.protocol)
+        block_size = READAHEAD_BYTES if can_seek else 0  # 0: a stream
+        opened = system.open(path, "rb", block_size=block_size, cache_type="readahead")
     else:
-        opening = open(0 if source == "-" else source, "rb", buffering=0, closefd=source != "-")
-        os.set_blocking(opening.fileno(), True)  # whatever who started us has set
-        version = os.fstat(opening.fileno()).st_ino
-        in_ranges = source != "-" and opening.seekable()
-    with opening as file:
-        yield io.BufferedReader(file if in_ranges else Pipe(file)), str(version)
+        is_input = source == "-"
+        name = 0 if is_input else source
+        opened = open(name, "rb", buffering=0, closefd=not is_input)
+        os.set_blocking(opened.fileno(), True)  # a parent may have set it otherwise
+        status = os.fstat(opened.fileno())
+        version = None if is_input else make_file_version(source, status)
+        identity = str(status.st_ino)  # a file may grow while it is read
+        can_seek = not is_input and opened.seekable()
+    with opened:
+        file = io.BufferedReader(opened if can_seek else Pipe(opened))
+        yield OpenSource(file, identity, version)
 
 
 @contextlib.contextmanager
-def opened(part: Range) -> Iterator[tuple[Any, Any, float]]:
-    """A range as a binary stream of its lines, decompressed where its first bytes say so; the file
-    behind it, whose tell() is what was read of it; and how many bytes of the stream to read."""
-    if part.data is not None:
-        stream: Any = io.BufferedReader(io.BytesIO(part.data))
-        yield stream, stream, len(part.data)
+def open_range(range_: Range) -> Iterator[OpenRange]:
+    """Open a range, positioned at its first line."""
+    if range_.data is not None:
+        data = io.BufferedReader(io.BytesIO(range_.data))
+        yield OpenRange(data, len(range_.data), data, range_.start == 0)
         return
-    with opened_source(part.source) as (file, version):
-        if part.version and part.version != version:
-            raise Refused("the file was replaced while it was read; load it again")
-        if part.end is None:
-            yield decompressed(file), file, ENDLESS
+    with open_source(range_.source) as opened:
+        file = opened.file
+        if range_.identity not in (None, opened.identity):
+            raise Unusable("the file was replaced while it was read; load it again")
+        if range_.end is None:
+            with decompress(file) as lines:
+                yield OpenRange(lines, TO_THE_END, file, True)
         else:
-            end = line_start(file, part.end)
-            yield file, file, end - line_start(file, part.start)
+            end = seek_line(file, range_.end)
+            length = end - seek_line(file, range_.start)
+            yield OpenRange(file, length, file, range_.start == 0)
 
 
-def decompressed(file: io.BufferedReader) -> Any:
-    """What a file holds, if its first bytes say that it is compressed; or else the file itself."""
-    head = file.peek()
-    if re.match(GZIP, head):
+def is_compressed(file: io.BufferedReader) -> bool:
+    """Tell whether a file is compressed, by its first bytes."""
+    return re.match(GZIP + rb"|" + ZSTD, file.peek()) is not None
+
+
+@contextlib.contextmanager
+def decompress(file: io.BufferedReader) -> Iterator[Any]:
+    """Open the content of a file that is compressed by its first bytes, or the file.
+
+    The stream is closed here, and not by a finalizer, where Python would drop the
+    exception of a signal.
+    """
+    if not is_compressed(file):
+        yield file
+        return
+    if re.match(GZIP, file.peek()):
         from isal import igzip
 
-        return igzip.IGzipFile(fileobj=file)  # type: ignore[no-untyped-call]
-    if re.match(ZSTD, head):
+        stream: Any = igzip.IGzipFile(fileobj=file)  # type: ignore[no-untyped-call]
+    else:
         if sys.version_info >= (3, 14):
             from compression import zstd
         else:
             from backports import zstd
 
-        return zstd.ZstdFile(file)
-    return file
+        stream = zstd.ZstdFile(file)
+    with contextlib.closing(stream):
+        yield stream
 
 
-def skip_mark(stream: Any) -> int:
-    """Pass over a byte-order mark at the start of a source; return how many bytes of it there are.
-    Raises Refused for another format."""
-    head = stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
-    mark = BOM if head.startswith(BOM) else b""
-    for magic, name in FORMATS.items():
-        if re.match(magic, head[len(mark) :]):
-            raise Refused(f"is {name}")
-    return len(stream.read(len(mark)))
-
-
-def blocks(stream: Any, left: float, is_start: bool, size: int) -> Iterator[tuple[bytearray, int]]:
-    """Yield the lines in the next bytes (left) of a stream as (buffer, length), some size bytes and
-    the rest of a line at a time, which stay until the next are asked for; only the last line may
-    lack its newline. Raises Refused, at the start of a source for another format as well."""
-    if is_start:
-        left -= skip_mark(stream)
-    buffer = bytearray(size)
-    while left > 0 and (length := stream.readinto(memoryview(buffer)[: int(min(size, left))])):
-        if not buffer.endswith(b"\n", 0, length):
-            for rest in line_rest(stream):
-                buffer[length : length + len(rest)] = rest
-                length += len(rest)
-        left -= length
-        yield buffer, length
-    if 0 < left < ENDLESS:
-        raise Refused(CUT_SHORT)
-
-
-def line_rest(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """Yield what is left of a line in a stream, in pieces."""
+def read_rest_of_line(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """Yield the rest of a line in pieces. Raises Unusable if the line is too long."""
     left = MAX_LINE
-    while (rest := stream.readline(BLOCK)) and left > 0:
-        yield rest
-        left -= len(rest)
-        if rest.endswith(b"\n"):
+    while left > 0:
+        piece = stream.readline(BLOCK_BYTES)
+        if piece:
+            yield piece
+        if not piece or piece.endswith(b"\n"):
             return
-    if rest:
-        raise Refused(TOO_LONG)
+        left -= len(piece)
+    raise Unusable(TOO_LONG)
 
 
-def line_start(file: io.BufferedIOBase, offset: int) -> int:
-    """Go to the first line of a file that begins at an offset (bytes) or after it; return where."""
-    file.seek(max(offset - 1, 0))
-    if offset and not sum(map(len, line_rest(file))):
-        raise Refused(CUT_SHORT)
+def seek_line(file: io.BufferedIOBase, offset: int) -> int:
+    """Go to the first line that begins at an offset or after it; return where.
+
+    Of "ab\\ncd\\n", a line begins at 0 and at 3; from offset 1 the next one is at 3.
+    """
+    if offset == 0:
+        return file.seek(0)
+    file.seek(offset - 1)
+    rest = sum(map(len, read_rest_of_line(file)))
+    if rest == 0:
+        raise Unusable(CUT_SHORT)
     return file.tell()
 
 
-# -- Scanning ranges, here or elsewhere ------------------------------------------------------------
+# -- Scanning ranges, here or elsewhere ------------------------------------------------
 #
-# Sources are cut into ranges, which are handed out a bounded number ahead; what was found in them
-# is taken in the order of the input. So line numbers, bad records and the first error need no care.
+# Sources are split into ranges. Ranges are submitted a bounded number ahead, and their
+# batches are taken in input order. Therefore the first error wins, line numbers are a
+# running sum, and one process, many processes and a cluster give the same result.
 
-POOL_MIN_BYTES = 64 << 20  # of events: fewer are scanned sooner than processes have started
-PER_WORKER = 3  # ranges that a worker has been given and that have not had their turn
-SPILL_BYTES = 8 << 20  # of users in memory: more are kept in a temporary database
+RANGE_BYTES = BATCH_BYTES
+URL_RANGE_BYTES = 128 << 20  # each range opens its URL anew
+CLUSTER_RANGE_BYTES = 256 << 20
+POOL_MIN_BYTES = 64 << 20  # fewer bytes are scanned before processes have started
+MAX_WORKERS = 8  # by default; README.md, "How fast", says why
+QUEUE_PER_WORKER = 3  # ranges that a worker has been sent and has not finished
+SEND_BYTES = 8 << 20  # of batches that a worker collects before it sends them
 CLUSTER_SECONDS = 30  # to wait for a scheduler
-Found = Iterator[tuple[Range, Batch]]  # ranges with their batches, in order
+Scanned = Generator[tuple[Range, Batch], None, None]  # in input order
 
 
-def expanded(source: str) -> list[str]:
-    """A source, or the files that it stands for as a URL with wildcards. Raises LoadError."""
-    if "://" not in source or source.startswith("http") or not set("*?[") & set(source):
-        return [source]
-    with about(source):
-        system, path = file_system(source)
-        found = [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
-    return found or [source]  # which is not found when it is opened
+def split_source(name: str, size: int) -> list[Range]:
+    """Split a source into ranges of some bytes, if it can be split. Raises LoadError.
+
+    The version is taken here, before the first byte is read: a file that changes while
+    it is read has another version afterwards, and is loaded again.
+    """
+    if is_pipe(name):
+        return [Range(name)]
+    with about(name), open_source(name) as opened:
+        can_split = opened.file.seekable() and not is_compressed(opened.file)
+        end = opened.file.seek(0, os.SEEK_END) if opened.file.seekable() else None
+    whole = Range(name, 0, None, opened.identity, opened.version, size=end)
+    if not can_split or end is None:
+        return [whole]
+    step = max(size, URL_RANGE_BYTES) if is_url(name) else size
+    starts = range(0, end, step) or [0]  # an empty file has an empty range
+    ends = [min(start + step, end) for start in starts]
+    return [
+        msgspec.structs.replace(whole, start=start, end=stop, size=stop - start)
+        for start, stop in zip(starts, ends, strict=True)
+    ]
 
 
-def is_pipe(source: str) -> bool:
-    """Whether a source is to be opened only once."""
-    is_file = os.path.isfile(source) or os.path.isdir(source)
-    return source == "-" or (os.path.exists(source) and not is_file)
-
-
-def ranges(source: str, size: int) -> list[Range]:
-    """The ranges that make up a source, in order: of some size in bytes (of a URL 128 MiB or more),
-    or all of it where it can't be split. Raises LoadError if it can't be read."""
-    if is_pipe(source):
-        return [Range(source)]
-    with about(source), opened_source(source) as (file, version):
-        is_whole = not file.seekable() or decompressed(file) is not file
-        end = file.seek(0, os.SEEK_END) if file.seekable() else 0
-    if is_whole:
-        return [Range(source, version=version, size=end)]
-    step = max(size, 4 * BATCH) if "://" in source else size
-    borders = itertools.pairwise([*range(0, end, step), end])
-    return [Range(source, start, stop, version, size=stop - start) for start, stop in borders]
-
-
-def begun_ahead(
-    parts: Iterable[Range], begin: Callable[[Range], Any], number: int
+def submit_ahead(
+    ranges: Iterable[Range], submit: Callable[[Range], Any], number: int
 ) -> Iterator[tuple[Range, Any]]:
-    """Yield ranges with what begins them, in order, each when so many have been begun."""
-    begun = ((part, begin(part)) for part in parts)
-    waiting = deque(itertools.islice(begun, number))
+    """Submit up to a number of ranges ahead of the consumer.
+
+    Yields each range with what submit() returned for it, in input order.
+    """
+    submitted = ((range_, submit(range_)) for range_ in ranges)
+    waiting = deque(itertools.islice(submitted, number))
     while waiting:
         yield waiting.popleft()
-        waiting.extend(itertools.islice(begun, 1))
+        waiting.extend(itertools.islice(submitted, 1))
 
 
-def scan_in_turn(parts: Iterable[Range], scan: Scanner) -> Found:
+def scan_in_turn(ranges: Iterable[Range], scanner: Scanner) -> Scanned:
     """Scan ranges in this process. Raises LoadError."""
-    return ((part, batch) for part in parts for batch in scan(part))
+    for range_ in ranges:
+        with contextlib.closing(scanner(range_)) as batches:
+            for batch in batches:
+                yield range_, batch
 
 
-def scan_in_processes(parts: list[Range], scan: Scanner, workers: int) -> Found:
-    """Like scan_in_turn, in processes, each with a pipe of its own for its ranges and batches."""
+def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Scanned:
+    """Scan ranges in worker processes. Raises LoadError.
+
+    Each worker has a pipe of its own. concurrent.futures has one pipe for the results
+    of all workers: if a worker is killed while it writes, the parent waits for ever.
+    Here the parent reads the end of that worker's pipe, and says so.
+    """
     with about("scanning processes"), contextlib.ExitStack() as stack:
-        assigned = dict.fromkeys(started(workers, scan, stack), 0)  # bytes to scan
-        waiting = dict.fromkeys(assigned, 0)  # ranges: few, so that they do not fill a pipe
+        connections = start_workers(workers, scanner, stack)
+        assigned = dict.fromkeys(connections, 0)  # bytes to scan, ever
+        queued = dict.fromkeys(connections, 0)  # ranges
 
-        def send(part: Range) -> Any:
-            free = [one for one, number in waiting.items() if number <= PER_WORKER]
+        def send(range_: Range) -> Any:
+            """Send a range to the worker with the least work; return its connection.
+
+            At most QUEUE_PER_WORKER ranges per worker are submitted, and the one that
+            is being read: so there is always a worker with a free place.
+            """
+            free = [one for one in connections if queued[one] <= QUEUE_PER_WORKER]
             connection = min(free, key=assigned.__getitem__)
-            assigned[connection] += part.work
-            waiting[connection] += 1
-            connection.send(part)
+            assigned[connection] += range_.work
+            queued[connection] += 1
+            connection.send(range_)
             return connection
 
         try:
-            for part, connection in begun_ahead(parts, send, PER_WORKER * workers):
-                end = None
-                while not end:
-                    batches, end = connection.recv()
-                    for batch in batches:
-                        yield part, batch
-                if isinstance(end, LoadError):
-                    raise end
-                waiting[connection] -= 1
+            ahead = QUEUE_PER_WORKER * workers
+            for range_, connection in submit_ahead(ranges, send, ahead):
+                for batch in receive_batches(connection):
+                    yield range_, batch
+                queued[connection] -= 1
         except (EOFError, OSError):
-            what = "a scanning process was killed (out of memory?); try fewer --workers"
-            raise LoadError(what) from None
+            what = "a scanning process was killed (out of memory?)"
+            raise LoadError(f"{what}; try fewer --workers") from None
 
 
-def started(number: int, scan: Scanner, stack: contextlib.ExitStack) -> list[Any]:
+class Answer(NamedTuple):
+    """A message of a worker about a range."""
+
+    batches: list[Batch]
+    is_last: bool
+    error: LoadError | None = None
+
+
+def receive_batches(connection: Any) -> Iterator[Batch]:
+    """Yield the batches of the range that a worker scans. Raises LoadError."""
+    while True:
+        answer: Answer = connection.recv()
+        yield from answer.batches
+        if answer.error:
+            raise answer.error
+        if answer.is_last:
+            return
+
+
+def start_workers(
+    number: int, scanner: Scanner, stack: contextlib.ExitStack
+) -> list[Any]:
     """Start processes that scan until a stack is closed; return connections to them."""
     import multiprocessing
 
-    # A fork starts at once and shares what is imported; beyond Linux it is unsafe.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    # A fork starts at once and shares what is imported; elsewhere than on Linux it is
+    # unsafe. Signals wait until the worker has handlers of its own.
+    method = "fork" if sys.platform == "linux" else None
+    context: Any = multiprocessing.get_context(method)
     connections = []
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until workers handle them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         for _ in range(number):
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs, ours, scan), daemon=True)
+            arguments = (theirs, ours, scanner)
+            process = context.Process(target=run_worker, args=arguments, daemon=True)
             process.start()
             stack.callback(process.kill)
             theirs.close()
@@ -955,996 +1288,1338 @@ def started(number: int, scan: Scanner, stack: contextlib.ExitStack) -> list[Any
     return connections
 
 
-def work(connection: Any, other_end: Any, scan: Scanner) -> None:
-    """Scan the ranges that come over a connection, until its other end is closed; answer each with
-    some lists of batches, each with whether it is the last: False, True or a LoadError."""
-    other_end.close()  # which a fork inherits: it ends with the parent
+def run_worker(connection: Any, parents_end: Any, scanner: Scanner) -> None:
+    """Scan the ranges that come over a connection, and send answers, until it ends."""
+    parents_end.close()  # inherited by the fork: only the parent is to hold it open
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    with contextlib.suppress(EOFError, OSError, MemoryError):  # the parent tells
-        while True:
-            part = connection.recv()
-            batches: list[Batch] = []
-            end: bool | LoadError = True
-            held = 0
-            try:
-                for batch in scan(part):
-                    batches.append(batch)
-                    held += sum(len(users) for *_, users in batch.runs)
-                    held += sum(len(record) for *_, record in batch.bad)
-                    if held > SPILL_BYTES:
-                        connection.send((batches, False))
-                        batches, held = [], 0
-                    if os.getppid() != parent:
-                        return
-            except LoadError as error:
-                end = error
-            connection.send((batches, end))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    # The parent notices if the connection ends, and says why.
+    with contextlib.suppress(EOFError, OSError, MemoryError):
+        while os.getppid() == parent:
+            answer_range(connection, connection.recv(), scanner, parent)
 
 
-def scan_on_cluster(parts: list[Range], scan: Scanner, address: str) -> Found:
-    """Like scan_in_turn, on a Dask cluster, whose workers see the same files and may be lost."""
-    import logging
+def answer_range(connection: Any, range_: Range, scanner: Scanner, parent: int) -> None:
+    """Scan a range, and send its batches; stop if the parent has been killed."""
+    batches: list[Batch] = []
+    try:
+        for batch in scanner(range_):
+            batches.append(batch)
+            if sum(batch.size() for batch in batches) > SEND_BYTES:
+                connection.send(Answer(batches, is_last=False))
+                batches = []
+            if os.getppid() != parent:
+                return
+    except LoadError as error:
+        connection.send(Answer(batches, is_last=True, error=error))
+    else:
+        connection.send(Answer(batches, is_last=True))
 
-    logging.disable()  # of lost connections it logs tracebacks
-    warnings.simplefilter("ignore")
+
+def scan_on_cluster(ranges: list[Range], scanner: Scanner, address: str) -> Scanned:
+    """Scan ranges on a Dask cluster, whose workers see the same files.
+
+    The work of a lost worker is repeated by others. Raises LoadError.
+    """
     with about("Dask"):
         import distributed
 
-    name = redacted(address)
     with about(address), contextlib.ExitStack() as stack:
-        signal.signal(signal.SIGALRM, give_up)
-        signal.alarm(CLUSTER_SECONDS)  # for another server there, which Dask lets say nothing
-        try:
-            client = stack.enter_context(distributed.Client(address, timeout=10))
-        except (OSError, ValueError):
-            what = "no Dask scheduler answers there; check the address and that it runs"
-            raise Refused(what) from None
-        finally:
-            signal.alarm(0)
-        check_cluster(client, name)
+        # Dask waits for ever for a server that accepts a connection and says nothing.
+        with time_limit(CLUSTER_SECONDS):
+            try:
+                client = distributed.Client(address, timeout=10)
+            except (OSError, ValueError):
+                what = "no Dask scheduler answers there"
+                raise Unusable(f"{what}; check the address and that it runs") from None
+        stack.enter_context(client)
+        check_cluster(client, redact(address))
         client.upload_file(os.path.realpath(__file__))
 
-        def result(future: Any) -> Any:
-            while True:
-                try:
-                    return future.result(timeout=10)
-                except TimeoutError:
-                    if not client.nthreads():
-                        what = "has no workers any more; start some and load again"
-                        raise Refused(what) from None
-                except LoadError as error:
-                    raise LoadError(f"{error} (on a worker of {name})") from None
-
-        def submit(part: Range) -> Any:
-            return client.submit(lambda: list(scan(part)), pure=False)
+        def submit(range_: Range) -> Any:
+            return client.submit(lambda: list(scanner(range_)), pure=False)
 
         threads = sum(client.nthreads().values())
-        for part, future in begun_ahead(parts, submit, 2 * threads + 1):
-            for batch in result(future):
-                yield part, batch
+        for range_, future in submit_ahead(ranges, submit, 2 * threads + 1):
+            for batch in wait_for_result(client, future, redact(address)):
+                yield range_, batch
 
 
-def give_up(*_: object) -> NoReturn:
-    raise TimeoutError
+def wait_for_result(client: Any, future: Any, name: str) -> Any:
+    """Return the batches of a range. Raises LoadError, Unusable."""
+    while True:
+        try:
+            return future.result(timeout=10)
+        except TimeoutError:
+            if not client.nthreads():
+                raise Unusable(
+                    "has no workers any more; start some and load again"
+                ) from None
+        except LoadError as error:
+            raise LoadError(f"{error} (on a worker of {name})") from None
 
 
 def check_cluster(client: Any, name: str) -> None:
-    """Raise Refused unless a cluster has workers, of the versions that are used here."""
+    """Raise Unusable unless a cluster has workers, with the versions used here."""
     if not client.nthreads():
-        raise Refused(f"has no workers; start some with: dask worker {name}")
+        raise Unusable(f"has no workers; start some with: dask worker {name}")
     versions = client.get_versions(packages=["msgspec", "stringzilla"])
     here = versions["client"]["packages"]
     for worker, there in versions["workers"].items():
         for package in ("python", "distributed", "msgspec", "stringzilla"):
-            theirs, ours = (str(side.get(package)) for side in (there["packages"], here))
+            theirs, ours = str(there["packages"].get(package)), str(here.get(package))
             if theirs.split(".")[:2] != ours.split(".")[:2]:
-                found = f"the worker {worker} has {package} {theirs}, where {ours} is used here"
-                raise Refused(f"{found}; install the same requirements.txt")
+                raise Unusable(
+                    f"the worker {worker} has {package} {theirs}, where {ours} is used "
+                    "here; install the same requirements.txt"
+                )
 
 
-# -- A load ----------------------------------------------------------------------------------------
+def count_cpus() -> int:
+    """Return the processors that this process may use, as its cgroup limits them."""
+    cpus = os.cpu_count() or 1
+    if sys.platform == "linux":
+        cpus = len(os.sched_getaffinity(0))
+        # "150000 100000": one and a half processors. "max 100000": all of them.
+        with contextlib.suppress(OSError, ValueError):
+            with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+                quota, period = map(int, file.read().split())
+            cpus = min(cpus, -(-quota // period))
+    return cpus
+
+
+def scan(
+    ranges: list[Range], scanner: Scanner, workers: int | None, cluster: str | None
+) -> Scanned:
+    """Scan ranges in the way that is the fastest. Raises LoadError."""
+    if cluster and ranges:
+        return scan_on_cluster(ranges, scanner, cluster)
+    workers = min(workers or min(count_cpus(), MAX_WORKERS), len(ranges))
+    has_pipe = any(range_.size is None for range_ in ranges)
+    is_large = sum(range_.work for range_ in ranges) > POOL_MIN_BYTES
+    if workers > 1 and is_large and not has_pipe:
+        return scan_in_processes(ranges, scanner, workers)
+    return scan_in_turn(ranges, scanner)
+
+
+# -- Staging ---------------------------------------------------------------------------
 #
-# A load holds the users of some batches by date in bounded memory, and gives them back in order,
-# each once.
+# The users of a load wait here, by date and in bounded memory, until they are stored.
 
-CHUNK = 32_768  # users that are compared with a database and stored at once
+SPILL_BYTES = 8 << 20  # of runs in memory; more are moved to a temporary database
+CHUNK_USERS = 32_768  # that are compared with the database and stored at once
 
 
-class Load:
-    """Adds up batches; runs past a bound are kept in a temporary database."""
+class Staging:
+    """Adds up the batches of a load, and gives its users back, sorted and distinct."""
 
-    def __init__(self) -> None:
+    def __init__(self, dates: LoadDates) -> None:
+        self.dates = dates
         self.tally = Tally()
-        self.runs: dict[str, list[tuple[str, str]]] = {}  # by date: first user, JSON array
-        self.size = 0  # bytes in memory, about
-        self.days: set[str] = set()
+        self.days: set[str] = set()  # on which there are users
+        self.runs: dict[str, list[Run]] = defaultdict(list)  # by date
+        self.size = 0  # bytes that the runs take, roughly
         self.spilled: sqlite3.Connection | None = None
 
     def add(self, batch: Batch) -> None:
-        """Add a batch, or nothing of it. Raises LoadError if temporary files can't be written."""
+        """Add a batch. Raises LoadError before any of it is added."""
         if self.size > SPILL_BYTES:
             self.spill()
         self.tally = self.tally.plus(batch.tally)
-        for day, first, users in batch.runs:
-            self.runs.setdefault(day, []).append((first, users))
-            self.days.add(day)
-            self.size += len(users) + 256
+        for run in batch.runs:
+            self.runs[run.date].append(run)
+            self.days.add(run.date)
+            self.size += len(run.users) + OBJECT_OVERHEAD
 
     def spill(self) -> None:
-        """Move the runs in memory to the temporary database. Raises LoadError."""
+        """Move the runs to a temporary database, in one transaction."""
         with about("temporary files (TMPDIR)"):
             if self.spilled is None:
+                # The thread of get_users() reads it.
                 self.spilled = sqlite3.connect("", check_same_thread=False)
                 self.spilled.execute("PRAGMA journal_mode = MEMORY")
-                self.spilled.execute("CREATE TABLE run (date TEXT, first TEXT, users TEXT)")
-                self.spilled.execute("CREATE INDEX run_order ON run (date, first)")
-            rows = ((day, *run) for day, some in self.runs.items() for run in some)
+                self.spilled.execute("CREATE TABLE run (date, first_user, users)")
+                self.spilled.execute("CREATE INDEX run_order ON run (date, first_user)")
+            runs = itertools.chain.from_iterable(self.runs.values())
             with self.spilled:
-                self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", rows)
-        self.runs = {}
+                self.spilled.executemany("INSERT INTO run VALUES (?, ?, ?)", runs)
+        self.runs.clear()
         self.size = 0
 
-    def users(self, day: str) -> Iterator[list[str]]:
-        """Yield the users of a date in order, each once, some 32,768 at a time; of a large load the
-        next are made while the database stores the last."""
+    def get_users(self, day: str) -> Iterator[list[str]]:
+        """Yield the users of a date, sorted and distinct, about 32,768 at a time.
+
+        In a large load, a thread prefetches the next chunk while the database stores
+        the last one.
+        """
         runs = sorted(self.runs.get(day, ()))
         if self.spilled is None:
-            yield from merged(runs)
+            yield from merge_runs(runs)
             return
         from concurrent.futures import ThreadPoolExecutor
         from heapq import merge
 
-        query = "SELECT first, users FROM run WHERE date = ? ORDER BY first"
-        found = merged(merge(runs, self.spilled.execute(query, (day,))))
-        block = (signal.SIG_BLOCK, STOPS)  # signals are for the main thread
-        with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=block) as executor:
-            following = executor.submit(next, found, None)
-            while users := following.result():
-                following = executor.submit(next, found, None)
+        query = (
+            "SELECT date, first_user, users FROM run WHERE date = ? ORDER BY first_user"
+        )
+        spilled = map(Run._make, self.spilled.execute(query, (day,)))
+        chunks = merge_runs(merge(runs, spilled))
+        with ThreadPoolExecutor(1, initializer=block_signals) as executor:
+            future = executor.submit(next, chunks, None)
+            while users := future.result():
+                future = executor.submit(next, chunks, None)
                 yield users
+
+    def count_users(self, day: str) -> int:
+        return sum(map(len, self.get_users(day)))
 
     def close(self) -> None:
         if self.spilled is not None:
             self.spilled.close()
 
 
-def merged(runs: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
-    """Yield the users of runs, which are sorted by their first user: in order, each once."""
+def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
+    """Merge runs, which come in the order of their first users.
+
+    Yields the users, sorted and distinct. A user below the first user of the next run
+    can't come again, so all users below it are complete. They are sorted when another
+    CHUNK_USERS have been collected since the last time.
+    """
     pending: list[str] = []
-    left = 0
-    for first, users in runs:
-        if len(pending) >= left + CHUNK:
+    incomplete = 0  # users that were left over the last time
+    for run in runs:
+        if len(pending) >= incomplete + CHUNK_USERS:
             pending.sort()
-            complete = bisect_left(pending, first)  # no later run has any of these
+            complete = bisect_left(pending, run.first_user)
             if complete:
                 yield list(dict.fromkeys(pending[:complete]))
                 del pending[:complete]
-            left = len(pending)
-        pending += to_users(users)
+            incomplete = len(pending)
+        pending += STRINGS_DECODER.decode(run.users)
     if pending:
         yield list(dict.fromkeys(sorted(pending)))
 
 
-# -- The database ----------------------------------------------------------------------------------
+# -- Databases -------------------------------------------------------------------------
 #
-# What is new to a date is told by the database as it stores a load. A dry run asks it for the same,
-# without the writing.
+# Database is what SQLite and PostgreSQL have in common. SQL is written in SQLite's
+# dialect, with ? as the placeholder; Postgres translates it.
+#
+# active_user holds who was active on which date. It makes loads idempotent: the
+# database tells how many users are new while it inserts them, and a dry run counts
+# them with SELECTs instead. A date that has fewer users than its count is final: its
+# users were deleted (retention, privacy), and nothing can be added up any more.
 
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 60.0  # to wait for other writers
+ANSWER_SECONDS = 60.0  # to wait for a PostgreSQL server
+TABLES = ("active_user_table", "active_user", "load_log", "loaded_file")
+ADDED_TABLES = {"loaded_file"}  # since version 1.0.0
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema.sql")
 
 
-class DateCount(Struct):
-    """What became of a date, and of the users that this load has on it."""
+class Changes(Sums):
+    """What a load did on a date, in users."""
 
-    date: str
-    active_user_count: int  # as it now stands in the table
     added: int = 0
     removed: int = 0
-    loaded: int = 0  # new or not
+    loaded: int = 0  # users of the load, new or not
     left_out: int = 0  # because the date is final
 
 
-def schema() -> str:
-    """The text of schema.sql. Raises LoadError."""
-    with about(SCHEMA):
-        if not os.path.exists(SCHEMA):
-            raise Refused("is missing; it belongs beside load_active_users.py")
-        with open(SCHEMA, encoding="utf-8") as file:
-            return file.read()
+class DateCount(NamedTuple):
+    """A row of the report."""
+
+    date: str
+    active_user_count: int  # as it now stands in the table
+    changes: Changes
+
+
+class Column(NamedTuple):
+    table: str
+    name: str
+    type: str
+    default: str | None  # in schema.sql
+
+
+class InDoubt(Unavailable):
+    """The database did not answer to COMMIT: the transaction may be committed."""
+
+    report: Report | None = None  # that is true if it is
+
+
+def read_schema() -> str:
+    """Return the text of schema.sql. Raises LoadError."""
+    with about(SCHEMA), open(SCHEMA, encoding="utf-8") as file:
+        return file.read()
 
 
 class Database:
-    """A transaction with an SQLite file, or where there is none to read with one in memory; ?: a
-    parameter. Of its SQL, Postgres can translate whatever SQLite alone knows."""
+    """One transaction on a database that has the tables of schema.sql.
 
-    DIALECT: tuple[tuple[str, str], ...] = ()
-    # Of each column its table, name and type, none if there are no tables yet; here its default
-    COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
-        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"""
-    # Of large pages new users fill less; the cache holds what a load of old users changes.
-    SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")  # bytes, KiB
+    A reader of a database without tables sees empty ones.
+    """
 
-    def __init__(self, target: str, lock_timeout: float) -> None:
-        self.target = target
-        self.lock_timeout = lock_timeout
-        self.connection: Any = sqlite3.connect(":memory:", isolation_level=None)
-
-    def begin(self, write: bool) -> None:
-        """Begin, to write when it is our turn. An empty file that a failed first load has made
-        stays, since others may have opened it. In a directory that can't be written, a database in
-        WAL mode is read as one at rest."""
-        path = os.path.realpath(self.target)  # the file itself, should it be a link
-        uri = re.sub(rb"[^\w/.-]", lambda c: b"%%%02X" % ord(c[0]), os.fsencode(path)).decode()
-        modes = ["rwc"] if write else ["rw", "ro&immutable=1"]
-        try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise Refused("is not a regular file; choose another --db")
-        except FileNotFoundError:
-            modes = modes if write else []
-        for mode in modes:
-            try:
-                name = f"file:{uri}?mode={mode}"
-                connection = sqlite3.connect(name, 0.1, isolation_level=None, uri=True)
-                self.connection.close()
-                self.connection = connection
-                for statement in (*self.SETTINGS, "BEGIN IMMEDIATE" if write else "BEGIN"):
-                    self.execute(statement)
-                self.execute("SELECT count(*) FROM sqlite_master")
-                break
-            except sqlite3.OperationalError as error:
-                is_closed = code_of(error) in ("SQLITE_CANTOPEN", "SQLITE_READONLY")
-                is_at_rest = not any(os.path.exists(path + end) for end in ("-wal", "-journal"))
-                if mode != "rw" or not is_closed or not is_at_rest:
-                    raise
-        else:
-            self.execute("BEGIN")  # there is nothing to read
-
-    def spelt(self, sql: str) -> str:
-        """Some SQL, as the database spells it."""
-        for pattern, spelling in self.DIALECT:
-            sql = re.sub(pattern, spelling, sql)
-        return sql
+    connection: Any = None
+    lock_timeout: float  # seconds
+    can_write = False
+    COLUMNS = ""  # a query for the columns of some tables
+    tables: frozenset[str] = frozenset()  # those of ours that are there
 
     def execute(self, sql: str, *values: Any) -> Any:
-        """Execute a statement, and let signals in while waiting for a lock."""
+        """Execute a statement in SQLite's dialect; return its cursor."""
+        raise NotImplementedError
+
+    def find_columns(self) -> list[Column]:
+        """Return the columns of our tables, as far as they are there."""
+        return [Column(*row) for row in self.execute(self.COLUMNS, encode_json(TABLES))]
+
+    def translate_schema(self, sql: str) -> str:
+        """Return a part of schema.sql in the dialect of the database."""
+        return sql
+
+    def upgrade(self) -> None:
+        """Make the tables those of schema.sql; a reader only checks them.
+
+        A column that is missing is added if it has a default. The other tables of the
+        database are no concern of ours. Raises Unusable if ours have other columns.
+        """
+        present = {
+            (column.table, column.name): column for column in self.find_columns()
+        }
+        self.tables = frozenset(table for table, _ in present)
+        missing = set(TABLES) - self.tables
+        if self.tables and missing - ADDED_TABLES:
+            raise Unusable(
+                f"it has a table {min(self.tables)}, but no "
+                f"{min(missing - ADDED_TABLES)}, as in schema.sql; choose another --db"
+            )
+        statements = []
+        for table, name, type_, default in find_schema_columns():
+            type_ = self.translate_schema(type_)
+            column = present.get((table, name))
+            if table in missing or (column and column.type.upper() == type_):
+                continue
+            if column or default is None:
+                raise Unusable(
+                    f"its table {table} has no column {name} of type {type_}, as in "
+                    "schema.sql; choose another --db"
+                )
+            added = f"{name} {type_} NOT NULL DEFAULT {default}"
+            statements.append(f"ALTER TABLE {table} ADD COLUMN {added}")
+        if self.can_write and (statements or missing):
+            statements += self.translate_schema(read_schema()).split(";\n")
+            for statement in statements:  # SQLite's executescript() would commit first
+                self.execute(statement)
+            self.tables = frozenset(TABLES)
+
+    def commit(self) -> None:
+        self.execute("COMMIT")
+
+    def close(self) -> None:
+        """Roll back what is not committed."""
+        if self.connection is not None:
+            self.connection.close()
+
+    def check_rule(self, rule: Rule) -> None:
+        """Raise Unusable if the database was filled under another rule."""
+        kept = self.read_rule()
+        if kept and not kept.is_same(rule):
+            raise Unusable(
+                f"was filled under the rule {kept}; the rule of this load is {rule}; "
+                "use that rule or another --db"
+            )
+
+    def read_rule(self) -> Rule | None:
+        """Return the rule under which the database was filled, if it was."""
+        cursor = self.execute("SELECT * FROM load_log LIMIT 1")
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        columns = [column[0] for column in cursor.description]
+        kept = dict(zip(columns, row, strict=True))
+        # Version 1.0.0 knew no other event name.
+        names = STRINGS_DECODER.decode(kept.get("event_names", '["user_engagement"]'))
+        globs = STRINGS_DECODER.decode(kept["valuable_events"])
+        minimum = kept["min_engagement_msec"]
+        return Rule(kept["timezone"], tuple(names), minimum, tuple(globs))
+
+    def read_counts(self, condition: str = "", *values: str) -> dict[str, int]:
+        """Return the counts of active_user_table by date, in order."""
+        query = f"SELECT date, active_user_count FROM active_user_table {condition}"
+        rows = self.execute(f"{query} ORDER BY date", *values)
+        return {str(day): count for day, count in rows}
+
+    def count_users(self, day: str) -> int:
+        """Return how many users active_user holds on a date."""
+        query = "SELECT count(*) FROM active_user WHERE date = ?"
+        count: int = self.execute(query, day).fetchone()[0]
+        return count
+
+    def read_loaded_files(self, paths: list[str]) -> dict[str, Any]:
+        """Return (path, version, first_date, last_date) of loaded_file by path."""
+        query = """SELECT path, version, first_date, last_date FROM loaded_file
+            WHERE path IN (SELECT value FROM json_each(?) AS value)"""
+        if "loaded_file" not in self.tables:
+            return {}
+        chunks = range(0, len(paths), CHUNK_USERS)
+        arrays = [encode_json(paths[start : start + CHUNK_USERS]) for start in chunks]
+        return {row[0]: row for array in arrays for row in self.execute(query, array)}
+
+    def upsert(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """Insert rows, or bring them up to date. The first column is the key."""
+        if not rows:
+            return
+        key, *others = rows[0]
+        columns = ", ".join(rows[0])
+        marks = ", ".join("?" * len(rows[0]))
+        updates = ", ".join(f"{name} = excluded.{name}" for name in others)
+        sql = f"""INSERT INTO {table} ({columns}) VALUES ({marks})
+            ON CONFLICT ({key}) DO UPDATE SET {updates}"""
+        self.execute_many(sql, [tuple(row.values()) for row in rows])
+
+    def execute_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """Execute a statement for each row of values."""
+        for row in rows:
+            self.execute(sql, *row)
+
+    def insert_users(self, day: str, staging: Staging) -> Changes:
+        """Insert the users of a load on a date that are not there."""
+        sql = """INSERT INTO active_user (date, user_pseudo_id)
+            SELECT ?, value FROM json_each(?) AS value WHERE true
+            ON CONFLICT (date, user_pseudo_id) DO NOTHING"""
+        changes = Changes()
+        for users in staging.get_users(day):
+            changes.loaded += len(users)
+            changes.added += self.execute(sql, day, encode_json(users)).rowcount
+        return changes
+
+    def count_new_users(self, day: str, staging: Staging) -> Changes:
+        """Return what insert_users() would do."""
+        query = """SELECT count(*) FROM json_each(?) AS value WHERE NOT EXISTS (
+            SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
+        changes = Changes()
+        for users in staging.get_users(day):
+            changes.loaded += len(users)
+            changes.added += self.execute(query, encode_json(users), day).fetchone()[0]
+        return changes
+
+    def store_date(self, day: str, staging: Staging, replace: bool) -> DateCount:
+        """Store the users of a load on a date, beside those that are there.
+
+        With replace, they take the place of those that are there.
+        """
+        kept = self.count_users(day)
+        counted = self.read_counts("WHERE date = ?", day).get(day)
+        is_final = counted is not None and kept < counted
+        if is_final and not replace:
+            left_out = staging.count_users(day)
+            return DateCount(day, counted or 0, Changes(left_out=left_out))
+        if replace and kept:
+            result = self.replace_users(day, staging, kept)
+        else:
+            result = self.merge_users(day, staging, kept)
+        if self.can_write and result.active_user_count != counted:
+            row = {"date": day, "active_user_count": result.active_user_count}
+            self.upsert("active_user_table", [row])
+        return result
+
+    def merge_users(self, day: str, staging: Staging, kept: int) -> DateCount:
+        """Add the users of a load to those on a date."""
+        if not self.can_write:
+            changes = self.count_new_users(day, staging)
+            return DateCount(day, kept + changes.added, changes)
+        changes = self.insert_users(day, staging)
+        # Counted anew, since a trigger may have kept users out or taken some away.
+        count = self.count_users(day) if changes.added else kept
+        return DateCount(day, count, changes)
+
+    def replace_users(self, day: str, staging: Staging, kept: int) -> DateCount:
+        """Put the users of a load in the place of those on a date."""
+        changes = self.count_new_users(day, staging)
+        common = changes.loaded - changes.added  # users that are there, and stay
+        changes.removed = kept - common
+        if not (self.can_write and (changes.added or changes.removed)):
+            return DateCount(day, changes.loaded, changes)
+        self.execute("DELETE FROM active_user WHERE date = ?", day)
+        self.insert_users(day, staging)
+        count = self.count_users(day)  # a trigger may have kept users out
+        changes.added = count - common
+        return DateCount(day, count, changes)
+
+
+class SQLite(Database):
+    """A transaction on an SQLite file, or in memory if there is no file to read."""
+
+    # Large pages need fewer page splits when users are inserted; the cache holds the
+    # pages that a load touches when it is repeated. In bytes, and in KiB.
+    SETTINGS = ("PRAGMA page_size = 16384", "PRAGMA cache_size = -16384")
+    COLUMNS = """SELECT t.name, c.name, c.type, c.dflt_value
+        FROM sqlite_master AS t, pragma_table_info(t.name) AS c
+        WHERE t.type = 'table' AND t.name IN (SELECT value FROM json_each(?))"""
+
+    def __init__(self, path: str, lock_timeout: float) -> None:
+        self.path = path
+        self.lock_timeout = lock_timeout
+
+    def begin(self, can_write: bool) -> None:
+        """Open the file and begin a transaction. A writer waits for its turn.
+
+        A file that a failed first load has created stays, since another process may
+        have opened it.
+        """
+        self.can_write = can_write
+        if not (can_write or os.path.exists(self.path)):
+            self.begin_in_memory()
+            return
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise Unusable("is not a regular file; choose another --db")
+        mode = "rwc" if can_write else "rw"  # "rw" reads a file that is read-only too
+        self.connect(f"file:{quote_path(self.path)}?mode={mode}")
+        for setting in self.SETTINGS:
+            self.execute(setting)
+        self.execute("BEGIN IMMEDIATE" if can_write else "BEGIN")
+
+    def begin_in_memory(self) -> None:
+        """Begin to read from an empty database."""
+        self.connect("file::memory:")
+        self.connection.executescript(read_schema())
+        self.execute("BEGIN")
+
+    def connect(self, uri: str) -> None:
+        # The busy timeout is short, because execute() tries again: so a signal is
+        # handled while the loader waits for a lock.
+        self.connection = sqlite3.connect(
+            uri, timeout=0.1, isolation_level=None, uri=True
+        )
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        """Execute a statement, again and again while another program has the lock."""
         deadline = time.monotonic() + self.lock_timeout
         while True:
             try:
                 return self.connection.execute(sql, values)
             except sqlite3.OperationalError as error:
-                if code_of(error) != "SQLITE_BUSY" or time.monotonic() > deadline:
+                is_locked = find_error_code(error) == "SQLITE_BUSY"
+                if not is_locked or time.monotonic() > deadline:
                     raise
 
-    def close(self) -> None:
-        """Roll back what is not committed."""
-        self.connection.close()
 
-    def upgrade(self, write: bool) -> None:
-        """Make the tables those of schema.sql, or only see whether they can be. Raises Refused if
-        they are not ours, or of a later version."""
-        with contextlib.closing(in_memory()) as new:
-            wanted = new.execute(new.COLUMNS).fetchall()
-            [latest] = new.execute("PRAGMA user_version").fetchone()
-        present = {(row[0], row[1]): row[2].upper() for row in self.execute(self.COLUMNS)}
-        statements = []
-        for table, name, kind, default in wanted if present else ():
-            found = present.get((table, name))
-            if not found and default is not None:  # it is newer than version 1.0.0
-                column = f"{name} {kind} NOT NULL DEFAULT {default}"
-                statements.append(f"ALTER TABLE {table} ADD COLUMN {column}")
-            elif found != self.spelt(kind):
-                what = "it is not one of load_active_users.py; choose another --db"
-                raise Refused(f"it has no column {table}.{name} of type {self.spelt(kind)}: {what}")
-        stored = str(self.execute("PRAGMA user_version").fetchone()[0])
-        if present and stored.isdecimal() and int(stored) > latest:  # a comment may say anything
-            what = f"is of a later version of load_active_users.py than {__version__}; use that"
-            raise Refused(what)
-        if write and (statements or not present):
-            for statement in [*statements, *schema().split(";\n")]:
-                self.execute(statement)  # SQLite's executescript would commit first
+def quote_path(path: str) -> str:
+    """Return an absolute path, behind symbolic links, as a part of a URI.
 
-    def kept_terms(self) -> Terms | None:
-        """The terms of the rule under which the database was filled. Raises Refused."""
-        cursor = self.execute("SELECT * FROM load_log LIMIT 1")
-        row = cursor.fetchone()
-        if row is None:
-            return None
-        kept = dict(zip((column[0] for column in cursor.description), row, strict=True))
-        # Version 1.0.0 had the default event name alone.
-        names = kept.get("event_names", '["user_engagement"]')
-        minimum, globs = kept["min_engagement_msec"], kept["valuable_events"]
-        try:
-            time_zone(kept["timezone"])
-            return kept["timezone"], tuple(to_users(names)), int(minimum), tuple(to_users(globs))
-        except (TypeError, ValueError) as error:
-            what = f"load_log has a rule that can't be read ({error}); correct the row"
-            raise Refused(what) from None
-
-    def check(self, rule: Rule) -> None:
-        """Raise Refused if the database was filled under another rule: zones are the same that do
-        the same, whatever they are called."""
-        kept = self.kept_terms()
-        if kept and (kept[1:] != rule.terms[1:] or not is_same_zone(kept[0], rule.terms[0])):
-            rules = f"{options(kept)}; the rule of this load is {options(rule.terms)}"
-            raise Refused(f"was filled under the rule {rules}; use that rule or another --db")
-
-    def counts(self, condition: str = "", *values: str) -> dict[str, int]:
-        """The counts of active_user_table by date. Raises Refused if something else is there."""
-        query = f"SELECT date, active_user_count FROM active_user_table {condition} ORDER BY date"
-        rows = self.execute(query, *values).fetchall()
-        for day, count in rows:
-            is_right = False
-            with contextlib.suppress(ValueError):
-                is_right = type(count) is int and str(date.fromisoformat(str(day))) == str(day)
-            if not is_right:
-                row = f"{day!r}, {count!r}; correct or delete it"
-                raise Refused(f"active_user_table has a row that is not a date and a count: {row}")
-        return {str(day): count for day, count in rows}
-
-    def upsert(self, table: str, row: dict[str, Any]) -> None:
-        """Insert a row, or bring it up to date; its first column is the key."""
-        key, *others = row
-        marks = ", ".join("?" * len(row))
-        update = ", ".join(f"{name} = excluded.{name}" for name in others)
-        insert = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})"
-        self.execute(f"{insert} ON CONFLICT ({key}) DO UPDATE SET {update}", *row.values())
-
-    def merge(self, day: str, load: Load, write: bool) -> tuple[int, int]:
-        """Add a load's users on a date; return how many it has, and how many of them are new."""
-        insert = """INSERT INTO active_user (date, user_pseudo_id)
-            SELECT ?, value FROM json_each(?) AS value WHERE true
-            ON CONFLICT (date, user_pseudo_id) DO NOTHING"""  # refused without the primary key
-        new = """SELECT count(*) FROM json_each(?) AS value WHERE NOT EXISTS (
-            SELECT 1 FROM active_user WHERE date = ? AND user_pseudo_id = value)"""
-        held = added = 0
-        for users in load.users(day):
-            held += len(users)
-            if write:
-                added += self.execute(insert, day, to_json(users)).rowcount
-            else:
-                added += self.execute(new, to_json(users), day).fetchone()[0]
-        return held, added
-
-    def store(self, day: str, load: Load, replace: bool, write: bool) -> DateCount:
-        """Store the users that a load has on a date, with those that are kept or in their place."""
-        query = "SELECT count(*) FROM active_user WHERE date = ?"
-        [kept] = self.execute(query, day).fetchone()
-        counted = self.counts("WHERE date = ?", day).get(day)
-        if write and counted is None:
-            self.upsert("active_user_table", {"date": day, "active_user_count": 0})
-            counted = 0  # before its users, which somebody's foreign key may need
-        if replace and kept:
-            held, added = self.merge(day, load, write=False)
-            count = DateCount(day, held, added, kept - (held - added), held)
-            if write and (count.added or count.removed):
-                self.execute("DELETE FROM active_user WHERE date = ?", day)
-                self.merge(day, load, write)
-        elif counted and kept < counted and not replace:  # users were deleted: it is final
-            count = DateCount(day, counted, left_out=sum(map(len, load.users(day))))
-        else:
-            held, added = self.merge(day, load, write)
-            count = DateCount(day, kept + added, added, loaded=held)
-        if write and count.active_user_count != counted:
-            row = {"date": day, "active_user_count": count.active_user_count}
-            self.upsert("active_user_table", row)
-        return count
+    Importing urllib.parse for this would take 2 % of a small load.
+    """
+    real = os.fsencode(os.path.realpath(path))
+    return re.sub(rb"[^\w/.-]", lambda byte: b"%%%02X" % ord(byte[0]), real).decode()
 
 
-def options(terms: Terms) -> str:
-    """A rule as it is written on the command line."""
-    from shlex import quote
-
-    timezone, names, minimum, globs = terms
-    events = [f"--event-name {quote(name)}" for name in names]
-    valuable = [f"--valuable-event {quote(glob)}" for glob in globs]
-    minimum_msec = f"--min-engagement-msec {minimum}"
-    return " ".join([f"--timezone {timezone}", *events, minimum_msec, *valuable])
-
-
-# -- PostgreSQL ------------------------------------------------------------------------------------
+def find_schema_columns() -> list[Column]:
+    """Return the columns of schema.sql. Raises LoadError."""
+    with contextlib.closing(SQLite("", LOCK_SECONDS)) as db:
+        with about(SCHEMA):
+            db.begin_in_memory()
+        return db.find_columns()
 
 
 class Postgres(Database):
-    """A transaction with a PostgreSQL database, to which each statement is translated."""
+    """A transaction on a PostgreSQL database.
 
-    COLUMNS = """SELECT relname, attname, format_type(atttypid, atttypmod)
-        FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
-        WHERE relname IN ('active_user_table', 'active_user', 'load_log')
-            AND pg_table_is_visible(attrelid) AND attnum > 0 AND NOT attisdropped"""
-    DIALECT = (  # what SQLite says, and what is the same here
+    In schema.sql, eight spellings are SQLite's own; in the queries, two.
+    """
+
+    SCHEMA_DIALECT = (
         (r" WITHOUT ROWID", ""),
         (r"\bINTEGER\b", "BIGINT"),
         (r"\bREAL\b", "DOUBLE PRECISION"),
-        (r"PRAGMA user_version = (\d+)", r"COMMENT ON TABLE load_log IS '\1'"),
-        (r"PRAGMA user_version$", "SELECT obj_description(to_regclass('load_log'))"),
-        (r"DROP VIEW IF EXISTS \w+", ""),  # others' views may depend on it
+        (r"DROP VIEW IF EXISTS \w+", ""),  # views of others may depend on ours
         (r"CREATE VIEW", "CREATE OR REPLACE VIEW"),
-        (r"date\(([\w.]+), '([+-]\d+) days'\)", r"CAST(\1 + INTERVAL '\2 days' AS DATE)"),
+        (
+            r"date\(([\w.]+), '([+-]\d+) days'\)",
+            r"CAST(\1 + INTERVAL '\2 days' AS DATE)",
+        ),
         (r"julianday", ""),
-        (r"json_each", "json_array_elements_text"),
-        (r"\?", "%s"),
     )
+    COLUMNS = """SELECT relname, attname, format_type(atttypid, atttypmod), NULL
+        FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+        WHERE relname IN (SELECT value FROM json_each(?) AS value)
+            AND pg_table_is_visible(attrelid) AND attnum > 0 AND NOT attisdropped"""
 
-    def __init__(self, target: str, lock_timeout: float) -> None:
+    def __init__(self, url: str, lock_timeout: float) -> None:
         import psycopg
 
+        self.url = url
         self.lock_timeout = lock_timeout
-        os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds, if the URL does not say
-        self.connection = psycopg.connect(
-            target.replace("+psycopg", "", 1),
-            autocommit=True,
-            client_encoding="UTF8",
-            prepare_threshold=None,  # named statements don't pass through a transaction pooler
-        )
+        self.answer_seconds = max(ANSWER_SECONDS, lock_timeout + 5)
+        parameters: dict[str, Any] = parse_postgres_url(url)
+        timeout = os.environ.get("PGCONNECT_TIMEOUT", 10)  # seconds
+        parameters.setdefault("connect_timeout", timeout)
+        # The system's own keepalives notice a lost network after two hours.
+        for name, seconds in (("idle", 30), ("interval", 10), ("count", 3)):
+            parameters.setdefault(f"keepalives_{name}", seconds)
+        parameters.setdefault("tcp_user_timeout", 60_000)  # milliseconds
+        # Named prepared statements don't pass through a transaction pooler.
+        parameters |= {"client_encoding": "UTF8", "prepare_threshold": None}
+        self.connection = psycopg.connect(autocommit=True, **parameters)
 
-    def begin(self, write: bool) -> None:
-        """Begin, to write when it is our turn: loads that overlap don't see each other's users."""
-        mode = "READ WRITE" if write else "READ ONLY"
+    def begin(self, can_write: bool) -> None:
+        """Begin a transaction. A writer waits until loads before it are committed."""
+        self.can_write = can_write
+        mode = "READ WRITE" if can_write else "READ ONLY"
         self.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}")
-        self.execute(f"SET LOCAL lock_timeout = {max(1, round(self.lock_timeout * 1000))}")
-        if write:
+        milliseconds = max(1, round(self.lock_timeout * 1000))
+        self.execute(f"SET LOCAL lock_timeout = {milliseconds}")
+        # An error instead of a part of the rows: counts of a part would be wrong.
+        self.execute("SET LOCAL row_security = off")
+        if can_write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
-        elsewhere = """SELECT relnamespace::regnamespace FROM pg_class
-            WHERE relname = 'load_log' AND relkind = 'r' AND to_regclass('load_log') IS NULL"""
-        for [name] in self.execute(elsewhere).fetchall():
+        query = """SELECT relnamespace::regnamespace FROM pg_class
+            WHERE relname = 'load_log' AND relkind = 'r'
+                AND to_regclass('load_log') IS NULL"""
+        for [schema] in self.execute(query).fetchall():
             what = "which search_path leaves out, or the role may not use"
-            raise Refused(f"its tables are in schema {name}, {what}")
+            raise Unusable(f"its tables are in schema {schema}, {what}")
 
     def execute(self, sql: str, *values: Any) -> Any:
-        return self.connection.execute(self.spelt(sql).encode(), values or None)
+        with time_limit(self.answer_seconds):
+            return self.connection.execute(translate_query(sql), values or None)
+
+    def execute_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        with time_limit(self.answer_seconds):
+            self.connection.cursor().executemany(translate_query(sql), rows)
+
+    def commit(self) -> None:
+        """Commit. Raises InDoubt if the server does not say that it has committed.
+
+        COMMIT may wait for a standby without end, and is done all the same if the
+        client goes away.
+        """
+        import psycopg
+
+        try:
+            self.execute("COMMIT")
+        except (psycopg.OperationalError, TimeoutError) as error:
+            raise InDoubt(
+                f"{redact(self.url)}: no answer to COMMIT "
+                f"({describe_error(error, self.url)}); the load may be committed; "
+                "load again to be sure"
+            ) from None
+
+    def translate_schema(self, sql: str) -> str:
+        for pattern, replacement in self.SCHEMA_DIALECT:
+            sql = re.sub(pattern, replacement, sql)
+        return sql
+
+
+@lru_cache(maxsize=256)
+def translate_query(sql: str) -> bytes:
+    """Translate a query from SQLite's dialect to PostgreSQL's."""
+    sql = sql.replace("json_each", "json_array_elements_text")
+    return sql.replace("?", "%s").encode()
 
 
 def is_postgres(target: str) -> bool:
     return re.match(r"postgres(ql(\+psycopg)?)?://", target) is not None
 
 
-def in_memory() -> Database:
-    """A transaction with the tables of schema.sql, and no rows. Raises LoadError."""
-    db = Database("", LOCK_SECONDS)
-    with about(SCHEMA):
-        db.connection.executescript(schema())
-        db.execute("BEGIN")
-    return db
+def parse_postgres_url(url: str) -> dict[str, Any]:
+    """Return the connection parameters in a PostgreSQL URL. Raises ValueError.
+
+    libpq takes most URLs apart in some way: of loader:S3CRT/x@db it makes the host
+    "loader", the port "S3CRT" and a database "x@db". Such a URL is refused.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        parameters = conninfo_to_dict(url.replace("+psycopg", "", 1))
+    except ProgrammingError:
+        raise ValueError(TARGET_EXPECTED) from None
+    place = "".join(str(parameters.get(name)) for name in ("host", "port", "dbname"))
+    if "@" in place or not re.fullmatch(r"[\d,]*", str(parameters.get("port") or "")):
+        raise ValueError(TARGET_EXPECTED)
+    return parameters
 
 
 @contextlib.contextmanager
 def transaction(
-    target: str, write: bool = False, lock_timeout: float = LOCK_SECONDS
-) -> Iterator[Database]:
-    """A transaction, committed at the end, rolled back at any error: to write makes what tables are
-    missing, to read finds nothing in them. Raises LoadError."""
+    target: str, can_write: bool = False, lock_timeout: float = LOCK_SECONDS
+) -> Iterator[SQLite | Postgres]:
+    """Open a transaction, which commits on success and rolls back on an error.
+
+    A writer creates the tables that are missing. A reader sees empty ones instead: of
+    an SQLite database in memory, even if the target is PostgreSQL. Raises LoadError.
+    """
     with about(target), contextlib.ExitStack() as stack:
-        connect = Postgres if is_postgres(target) else Database
-        db = stack.enter_context(contextlib.closing(connect(target, lock_timeout)))
-        db.begin(write)
-        if not (write or db.execute(db.COLUMNS).fetchone()):
-            db = stack.enter_context(contextlib.closing(in_memory()))
-        db.upgrade(write)
+        kind = Postgres if is_postgres(target) else SQLite
+        db: SQLite | Postgres = kind(target, lock_timeout)
+        stack.callback(lambda: db.close())
+        db.begin(can_write)
+        db.upgrade()
+        if not (can_write or db.tables):
+            db.close()
+            db = SQLite("", lock_timeout)
+            db.begin_in_memory()
+            db.upgrade()
         yield db
-        db.execute("COMMIT")
+        db.commit()
 
 
-def stored_counts(target: str) -> tuple[list[tuple[str, int]], Terms | None]:
-    """The rows of active_user_table by date, and the rule if that may be read. Raises LoadError."""
-    with transaction(target) as db:
-        if not (is_postgres(target) or os.path.exists(target)):
-            raise Refused("there is no such database; load events into it first")
-        counts = list(db.counts().items())
-        try:
-            return counts, db.kept_terms()
-        except Exception as error:
-            if code_of(error) != "42501":  # a dashboard's role that may read the counts alone
-                raise
-            return counts, None
+# -- Loading ---------------------------------------------------------------------------
 
 
-# -- Loading ---------------------------------------------------------------------------------------
+class Job(Struct):
+    """What is to be loaded, into which database, and under which rule."""
 
-CHANGES = ("added", "removed", "loaded", "left_out")
-
-
-class Report(Struct):
-    """What was loaded so far: by one load, or with --commit-every by many."""
-
-    shows_removed: bool = False
-    loads: int = 0
-    tally: Tally = msgspec.field(default_factory=Tally)
-    counts: dict[str, DateCount] = {}
-
-    def sum(self, change: str) -> int:
-        return sum(getattr(count, change) for count in self.counts.values())
-
-    def after(self, load: Load, counts: list[DateCount]) -> Report:
-        """The report once one more load is committed."""
-        sums = {count.date: count for count in counts}
-        for day, count in self.counts.items():
-            latest = sums.setdefault(day, DateCount(day, count.active_user_count))
-            for change in CHANGES:
-                setattr(latest, change, getattr(latest, change) + getattr(count, change))
-        tally = self.tally.plus(load.tally)
-        return Report(self.shows_removed, self.loads + 1, tally, dict(sorted(sums.items())))
-
-
-class Loader(Struct):
-    """Loads what is found in the ranges of some events into a database."""
-
-    events: tuple[str, ...]
-    target: str
+    events: tuple[str, ...]  # as given
+    target: str  # --db
     rule: Rule
-    dates: str | None
+    dates: DateRange = DateRange()  # --dates
     replace: bool = False
     validate: bool = False
     dry_run: bool = False
     max_bad_records: int = 0
-    rejects: Any = None  # a file that all of them are appended to
-    bar: Any = None
-    report: Report = msgspec.field(default_factory=Report)
-    started: float = msgspec.field(default_factory=time.monotonic)
+    stopper: Stopper = msgspec.field(default_factory=lambda: Stopper())
+
+    def choose_dates(self) -> LoadDates:
+        """Return the dates of a load that begins now. Raises ValueError, LoadError."""
+        return LoadDates.choose(self.rule.timezone, self.dates, self.replace)
+
+
+class Report(Struct):
+    """What a run has loaded so far: in one load, or with --commit-every in many."""
+
     load_id: str = msgspec.field(default_factory=lambda: os.urandom(8).hex())
-    part: Range | None = None  # the latest
-    lines: int = 0  # of its source, before the next batch
-    every: float = 0  # seconds between commits; 0: there is one
+    started: float = msgspec.field(default_factory=time.monotonic)  # seconds
+    loads: int = 0
+    tally: Tally = msgspec.field(default_factory=Tally)
+    counts: dict[str, DateCount] = msgspec.field(default_factory=dict)  # by date
+    files_read: int = 0
+    skipped_files: int = 0  # unchanged, with --incremental
+    shows_removed: bool = False  # with --replace
 
-    def scanner(self) -> Scanner:
-        """A scanner for the dates, of which the last may be tomorrow; beside those that it replaces
-        a load has others that are merged, if they are usual ones."""
-        first, last = parse_dates(self.dates, self.rule)
-        usual = parse_dates(None, self.rule)
-        if self.replace and first <= usual[1] and last >= usual[0]:
-            first, last = min(first, usual[0]), max(last, usual[1])
-        return Scanner(self.rule, (first, last), self.validate, self.rejects is not None)
+    def changes(self) -> Changes:
+        """Return the changes on all dates, added up."""
+        total = Changes()
+        for count in self.counts.values():
+            total = total.plus(count.changes)
+        return total
 
-    def take(self, load: Load, part: Range, batch: Batch) -> None:
-        """Add a batch to a load, bad records to the rejects; say the first. Raises LoadError."""
-        if part is not self.part and part.start == 0:
-            self.lines = 0
-        self.part = part
-        for number, (line, why, _) in enumerate(batch.bad, load.tally.bad_records):
+    def add(self, tally: Tally, counts: list[DateCount]) -> Report:
+        """Return the report with one more load."""
+        latest = dict(self.counts)
+        for count in counts:
+            before = self.counts.get(count.date)
+            changes = count.changes.plus(before.changes) if before else count.changes
+            latest[count.date] = count._replace(changes=changes)
+        return msgspec.structs.replace(
+            self,
+            loads=self.loads + 1,
+            tally=self.tally.plus(tally),
+            counts=dict(sorted(latest.items())),
+        )
+
+
+class Intake:
+    """Takes batches into a load: shows bad records and progress, keeps the rejects."""
+
+    def __init__(self, rejects: Any = None, bar: Any = None) -> None:
+        self.rejects = rejects  # a file, to which all bad records are appended
+        self.bar = bar
+        self.range_: Range | None = None  # of the latest batch
+        self.lines = 0  # of its source, so far
+
+    def take(self, staging: Staging, range_: Range, batch: Batch) -> None:
+        """Add a batch to a load. Raises LoadError."""
+        if range_ is not self.range_ and range_.start == 0:
+            self.lines = 0  # a source begins
+        self.range_ = range_
+        for number, bad in enumerate(batch.bad, staging.tally.bad_records):
             if number < MAX_REPORTED:
-                say(f"{redacted(part.source)}:{self.lines + line}: {why}")
+                place = f"{redact(range_.source)}:{self.lines + bad.line}"
+                say(f"{place}: {bad.reason}")
         self.lines += batch.tally.lines
         if self.rejects and batch.bad:
             with about(self.rejects.name):
-                self.rejects.writelines(record + b"\n" for *_, record in batch.bad)
+                self.rejects.writelines(bad.record + b"\n" for bad in batch.bad)
                 self.rejects.flush()
-        load.add(batch)
+        staging.add(batch)
         if self.bar is not None:
             with contextlib.suppress(OSError):
                 self.bar.update(batch.tally.bytes)
 
-    def check(self, load: Load) -> None:
-        """Raise LoadError if the bad records or the dates of a load refuse it."""
-        number = load.tally.bad_records
-        if number > MAX_REPORTED:
-            say(f"and {number - MAX_REPORTED} more bad record{'s' * (number > MAX_REPORTED + 1)}")
-        if number > self.max_bad_records:
-            what = f"bad records: {number}, more than --max-bad-records {self.max_bad_records}"
-            since = " since the last commit" * bool(self.report.loads)
-            raise LoadError(f"{what}; nothing was loaded{since}")
-        early = load.tally.too_early
-        if early and early == load.tally.active_events and not (self.dates or self.every):
-            what = "event_timestamp must be in microseconds UTC (to load such dates, give --dates)"
-            raise LoadError(f"all active events ({early}) are dated before 2000: {what}")
-
-    def commit(self, load: Load, lock_timeout: float = LOCK_SECONDS) -> None:
-        """Commit a load in one transaction. Raises LoadError, Unavailable."""
-        dates = parse_dates(self.dates, self.rule)
-        first, last = (date.fromisoformat(end).toordinal() for end in dates)
-        days = range(first, last + 1) if self.replace else ()
-        replaced = {date.fromordinal(day).isoformat() for day in days}
-        with transaction(self.target, not self.dry_run, lock_timeout) as db:
-            db.check(self.rule)  # again: others may have been here since it began
-            counts = [
-                db.store(day, load, day in replaced, not self.dry_run)
-                for day in sorted(replaced.union(load.days))
-            ]
-            report = self.report.after(load, counts)
-            if not self.dry_run:
-                db.upsert("load_log", self.log_row(dates, report))
-        self.report = report
-
-    def log_row(self, dates: Dates, report: Report) -> dict[str, Any]:
-        names = map(os.fsencode, map(redacted, self.events))
-        tally = {name: getattr(report.tally, name) for name in Tally.__struct_fields__}
-        del tally["too_early"]
-        return {
-            "load_id": self.load_id,
-            "loaded_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "seconds": round(time.monotonic() - self.started, 3),
-            "sources": ascii_json([name.decode(errors="backslashreplace") for name in names]),
-            "timezone": self.rule.terms[0],
-            "event_names": ascii_json(self.rule.terms[1]),
-            "min_engagement_msec": self.rule.terms[2],
-            "valuable_events": ascii_json(self.rule.terms[3]),
-            "dates": "..".join(dates),
-            "replaced": int(self.replace),
-            **tally,
-            **{change: report.sum(change) for change in CHANGES if change != "loaded"},
-        }
-
-    def load_once(self, found: Found) -> None:
-        """Load what is found in some ranges. Raises LoadError."""
-        with contextlib.closing(Load()) as load:
-            for part, batch in found:
-                self.take(load, part, batch)
-            if self.bar is not None:
-                with contextlib.suppress(OSError):
-                    self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
-            self.check(load)
-            self.commit(load)
-
-    def warn(self) -> None:
-        """Warn of a load that held nothing of what it is about."""
-        tally = self.report.tally
-        if tally.lines > tally.blank_lines and not tally.engagement_events:
-            what = f"none of the lines ({tally.lines}) is an engagement event"
-            hint = "is this BigQuery's export of Google Analytics, one event per line?"
-            say(f"Warning: {what} ({', '.join(self.rule.terms[1])}); {hint}")
-        elif tally.too_early and tally.too_early == tally.active_events:
-            what = "all active events are dated before 2000"
-            say(f"Warning: {what}; is event_timestamp in microseconds?")
-
-
-def ascii_json(value: Any) -> str:
-    """A value as JSON that a database of any encoding can hold."""
-    text = to_json(value)
-    if not text.isascii():
-        import json
-
-        text = json.dumps(value)
-    return text
+    def show_writing(self) -> None:
+        """Show that everything has been read."""
+        if self.bar is not None:
+            with contextlib.suppress(OSError):
+                self.bar.set_description_str("writing", refresh=sys.stderr.isatty())
 
 
 @contextlib.contextmanager
-def opened_rejects(path: str) -> Iterator[Any]:
-    """A file or pipe to append bad records to, each on a line of its own. Raises LoadError."""
+def open_rejects(path: str) -> Iterator[Any]:
+    """Open a file or pipe to append bad records to, each on its own line."""
+    is_file = os.path.isfile(path) or not os.path.exists(path)
     with about(path):
-        file = open(path, "ab" if os.path.exists(path) and not os.path.isfile(path) else "a+b")
+        file = open(path, "a+b" if is_file else "ab")
         if file.seekable() and file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read(1) == b"\n" else b"\n")
     try:
         yield file
     finally:
-        with contextlib.suppress(OSError):  # all has been flushed, or that has failed
+        with contextlib.suppress(OSError):  # what could be written has been flushed
             file.close()
 
 
-# -- Loading what arrives --------------------------------------------------------------------------
+def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
+    """Return the sources without those that --incremental need not read.
+
+    A file is skipped if an earlier load has read the same version of it, and counted
+    all dates that this load counts. Raises LoadError.
+    """
+    if dates.counted.last > dates.usual.last:
+        return sources  # no load can have seen all events after tomorrow
+    versions = {source: find_version(source) for source in sources}
+    with transaction(job.target) as db:
+        rows = db.read_loaded_files([one.path for one in versions.values() if one])
+
+    def is_unchanged(file: FileVersion | None) -> bool:
+        if file is None or file.path not in rows:
+            return False
+        _, version, first, last = rows[file.path]
+        wanted = dates.counted
+        covers = str(first) <= wanted.first and str(last or wanted.last) >= wanted.last
+        return covers and bool(version == file.version)
+
+    return [source for source in sources if not is_unchanged(versions[source])]
+
+
+def load_once(
+    job: Job,
+    dates: LoadDates,
+    intake: Intake,
+    scanned: Scanned,
+    versions: Iterable[FileVersion],
+    report: Report,
+) -> Report:
+    """Load what is scanned in one transaction; return the report with it.
+
+    The versions are those of the files that are scanned. Raises LoadError.
+    """
+    staging = Staging(dates)
+    with contextlib.closing(staging), contextlib.closing(scanned):
+        for range_, batch in scanned:
+            job.stopper.check()
+            intake.take(staging, range_, batch)
+        intake.show_writing()
+        refuse_bad_records(job, staging, report)
+        if job.dates == DateRange() and not report.skipped_files:
+            refuse_early_events(staging.tally)
+        return commit(job, staging, report, versions)
+
+
+def refuse_early_events(tally: Tally) -> None:
+    """Raise LoadError if all active events are dated before 2000: a wrong unit."""
+    if tally.too_early and tally.too_early == tally.active_events:
+        raise LoadError(
+            f"all active events ({tally.too_early}) are dated before 2000: "
+            "event_timestamp must be in microseconds UTC "
+            "(to load such dates, give --dates)"
+        )
+
+
+def refuse_bad_records(job: Job, staging: Staging, report: Report) -> None:
+    """Raise LoadError if a load has more bad records than are tolerated."""
+    number = staging.tally.bad_records
+    if number > MAX_REPORTED:
+        say(f"and {format_number(number - MAX_REPORTED, 'more bad records')}")
+    if number > job.max_bad_records:
+        raise LoadError(
+            f"bad records: {number}, more than --max-bad-records "
+            f"{job.max_bad_records}; nothing was loaded"
+            + (" since the last commit" if report.loads else "")
+        )
+
+
+def commit(
+    job: Job,
+    staging: Staging,
+    report: Report,
+    versions: Iterable[FileVersion] = (),
+    lock_timeout: float = LOCK_SECONDS,
+) -> Report:
+    """Store a load in one transaction; return the report with it.
+
+    Raises LoadError, Unavailable, InDoubt.
+    """
+    job.stopper.outcome = ROLLED_BACK
+    replaced = staging.dates.wanted.days() if job.replace else set()
+    try:
+        with transaction(job.target, not job.dry_run, lock_timeout) as db:
+            db.check_rule(job.rule)  # another load may have filled it meanwhile
+            counts = [
+                db.store_date(day, staging, day in replaced)
+                for day in sorted(staging.days | replaced)
+            ]
+            report = report.add(staging.tally, counts)
+            if db.can_write:
+                log_load(db, job, staging.dates, report, versions)
+                job.stopper.check()
+                job.stopper.outcome = MAYBE_COMMITTED
+    except InDoubt as error:
+        error.report = report
+        raise
+    if not job.dry_run:
+        job.stopper.outcome = COMMITTED
+    return report
+
+
+def log_load(
+    db: Database,
+    job: Job,
+    dates: LoadDates,
+    report: Report,
+    versions: Iterable[FileVersion],
+) -> None:
+    """Store the rows of a load in load_log and loaded_file."""
+    loaded_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    db.upsert("load_log", [make_log_row(job, dates, report, loaded_at)])
+    # The last date is NULL if the load reached tomorrow. That is the usual last date,
+    # and moves on every night, while the events of a file stay the same.
+    is_open = dates.counted.last >= dates.usual.last
+    shared = {
+        "loaded_at": loaded_at,
+        "load_id": report.load_id,
+        "first_date": dates.counted.first,
+        "last_date": None if is_open else dates.counted.last,
+    }
+    db.upsert("loaded_file", [{**one._asdict(), **shared} for one in versions])
+
+
+def make_log_row(
+    job: Job, dates: LoadDates, report: Report, loaded_at: str
+) -> dict[str, Any]:
+    """Return the row of load_log for a run."""
+    tally = asdict(report.tally)
+    del tally["too_early"], tally["too_late"]
+    changes = asdict(report.changes())
+    del changes["loaded"]
+    return {
+        "load_id": report.load_id,
+        "loaded_at": loaded_at,
+        "seconds": round(time.monotonic() - report.started, 3),
+        "sources": encode_ascii_json([show_name(source) for source in job.events]),
+        "timezone": job.rule.timezone,
+        "event_names": encode_ascii_json(job.rule.event_names),
+        "min_engagement_msec": job.rule.min_engagement_msec,
+        "valuable_events": encode_ascii_json(job.rule.valuable_events),
+        "dates": str(dates.wanted),
+        "replaced": int(job.replace),
+        **tally,
+        **changes,
+        "skipped_files": report.skipped_files,
+    }
+
+
+def show_name(name: str) -> str:
+    """Return a source as it may be stored: without secrets, and as valid UTF-8."""
+    return os.fsencode(redact(name)).decode(errors="backslashreplace")
+
+
+def encode_ascii_json(value: Any) -> str:
+    """Return a value as JSON that a database of any encoding can hold."""
+    text = encode_json(value)
+    if text.isascii():
+        return text
+    import json
+
+    return json.dumps(value)
+
+
+def warn(job: Job, report: Report) -> None:
+    """Warn of a load that held nothing that counts."""
+    tally = report.tally
+    if report.skipped_files:
+        return  # a small new file may well hold nothing else
+    if tally.lines > tally.blank_lines and not tally.engagement_events:
+        say(
+            f"Warning: none of the lines ({tally.lines}) is an engagement event "
+            f"({', '.join(job.rule.event_names)}); is this BigQuery's export of Google "
+            "Analytics, one event per line?"
+        )
+    for number, text in (
+        (tally.too_early, "before 2000; is event_timestamp in microseconds?"),
+        (tally.too_late, "after tomorrow; is this machine's clock right?"),
+    ):
+        if number and number == tally.active_events:
+            say(f"Warning: all active events are dated {text}")
+
+
+# -- Loading what arrives --------------------------------------------------------------
 #
-# A live load is a sequence of ordinary loads, each of the whole lines that came in an interval.
+# A live load is a sequence of ordinary loads, each of the whole lines that came in an
+# interval. If the database can't be used, intervals wait in memory and are tried again.
+# Memory is bounded: then the pipe is read no further, and its producer has to wait.
 
-LIVE_LOCK_SECONDS = 0.5  # to wait for a lock: meanwhile it locks out new readers
-LIVE_BYTES = 256 << 10  # of users to commit at once: readers are locked out for moments only
+LIVE_LOCK_SECONDS = 0.5  # a writer that waits for a lock keeps new readers out
+LIVE_BYTES = 256 << 10  # of users to commit at once: readers are kept out for moments
 POLL_SECONDS = 0.2  # without input, after which to look at the clock
+READ_BYTES = 1 << 20
 
 
-def arriving(source: str, stopped: list[int]) -> Iterator[Range]:
-    """Yield the whole lines that come through a pipe as ranges, empty where there are none for a
-    moment; files and URLs are cut into ranges as ever. Something in stopped ends it."""
+def receive(source: str, stopper: Stopper) -> Iterator[Range]:
+    """Yield what arrives on a pipe as ranges of whole lines, until a signal.
+
+    A range is empty if nothing arrived for POLL_SECONDS. Files and URLs are split into
+    ranges as ever. Raises Unusable.
+    """
     if not is_pipe(source):
-        yield from itertools.takewhile(lambda _: not stopped, ranges(source, BATCH))
+        for range_ in split_source(source, RANGE_BYTES):
+            if not stopper.signals:
+                yield range_
         return
-    # Without blocking: it may be long until a named pipe is opened at its other end.
-    descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb", buffering=0, closefd=source != "-"):
+    is_input = source == "-"
+    # It may be long until the other end of a named pipe is opened: do not wait for it.
+    descriptor = 0 if is_input else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0, closefd=not is_input):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
         held = bytearray()
         start = 0
         is_open = True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        while is_open and not stopped:
-            known = len(held)
+        while is_open and not stopper.signals:
+            known = len(held)  # bytes, in which there is no line end
             if poll.poll(POLL_SECONDS * 1000):
-                held += os.read(descriptor, 1 << 20)
+                held += os.read(descriptor, READ_BYTES)
                 is_open = len(held) > known
             if held and not is_open:
-                time.sleep(POLL_SECONDS)  # what stopped its producer may be about to stop us
-            length = held.rfind(b"\n", known) + 1 if is_open or stopped else len(held)
+                # A signal that ended the producer may be on its way to us as well. Then
+                # the last line is a part of a line.
+                time.sleep(POLL_SECONDS)
+            is_whole = not is_open and not stopper.signals
+            length = len(held) if is_whole else held.rfind(b"\n", known) + 1
             yield Range(source, start, data=bytes(held[:length]))
             start += length
             del held[:length]
             if len(held) > MAX_LINE:
-                raise Refused(TOO_LONG)
+                raise Unusable(TOO_LONG)
         if held:
-            say(f"{source}: the last line had not ended: its {len(held)} bytes were left out")
+            what = f"its {len(held)} bytes were left out"
+            say(f"{source}: the last line had not ended: {what}")
 
 
-class LiveLoader(Loader):
-    """Loads what comes through pipes, until their end or a signal. While the database is locked,
-    full or restarting, what was read is kept, and no more is read than a bound."""
+class LiveLoad:
+    """Loads what arrives, and commits it every few seconds."""
 
-    load: Load = msgspec.field(default_factory=Load)  # of this interval
-    waiting: list[Load] = []  # those of earlier intervals that are not committed yet
-    stopped: list[int] = []  # the signals that have come
-    lines_read: int = 0
+    def __init__(self, job: Job, intake: Intake, every: float) -> None:
+        self.job = job
+        self.intake = intake
+        self.every = every  # seconds between commits
+        self.due = time.monotonic() + every
+        self.report = Report()
+        self.staging = Staging(job.choose_dates())  # of this interval
+        self.waiting: list[Staging] = []  # intervals that are not committed yet
+        self.in_doubt: Report | None = None  # if the unanswered COMMIT has succeeded
+        self.lines_read = 0
 
-    def load_arriving(self, sources: list[str]) -> None:
-        """Load what comes, every so many seconds. Raises LoadError, and says what is not stored."""
-        for number in (*STOPS, signal.SIGHUP):
-            if number in STOPS or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, lambda number, _: self.stopped.append(number))
-        due = time.monotonic() + self.every
+    def run(self, sources: list[str]) -> Report:
+        """Load the sources, one after another. Raises LoadError, Stopped."""
+        self.job.stopper.tolerated = sys.maxsize
+        with self.tell_loss(), self.commit_at_last():
+            for _ in self.take_batches(sources):
+                self.commit_when_due()
+            self.close_interval()
+        return self.report
+
+    @contextlib.contextmanager
+    def tell_loss(self) -> Iterator[None]:
+        """If the load fails, say which lines are not stored."""
         try:
-            try:
-                for _ in self.taken(sources):
-                    while not self.stopped and (time.monotonic() >= due or self.is_full()):
-                        if self.waiting and time.monotonic() < due:
-                            time.sleep(POLL_SECONDS)
-                            continue
-                        self.commit_interval()
-                        due = time.monotonic() + self.every
-                self.finish_interval()
-            finally:  # an error ends it when what was read before is committed
-                with contextlib.suppress(LoadError):
-                    self.finish_interval()
-                self.commit_at_last()
-        except (LoadError, SystemExit):
+            yield
+        except (LoadError, Stopped):
             lost = self.lines_read - self.report.tally.lines
-            if lost and self.part:
-                last = f"{redacted(self.part.source)}:{self.lines}"
-                say(f"not stored: the last lines that were read ({lost}), up to {last}")
+            if lost and self.intake.range_:
+                place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
+                in_doubt = self.in_doubt or self.job.stopper.outcome == MAYBE_COMMITTED
+                say(
+                    f"not stored: the last lines that were read ({lost}), up to {place}"
+                    + ("; some of them may be committed" if in_doubt else "")
+                )
             raise
 
-    def is_full(self) -> bool:
-        """Whether as many users wait for a commit as are to be held."""
-        return sum(load.size + 256 for load in (self.load, *self.waiting)) > LIVE_BYTES
+    @contextlib.contextmanager
+    def commit_at_last(self) -> Iterator[None]:
+        """Commit what has been read when the load ends, also if it fails.
 
-    def finish_interval(self) -> None:
-        """Let the load of an interval wait for its commit. Raises LoadError if its bad records
-        refuse it."""
-        load, self.load = self.load, Load()
-        self.check(load)
-        if load.tally.lines:
-            self.waiting.append(load)
+        The database has as much time as in any load, unless another signal comes.
+        """
+        try:
+            yield
+        except LoadError:
+            with contextlib.suppress(LoadError):
+                self.close_interval()
+            self.commit_waiting(LOCK_SECONDS)
+            raise
+        self.commit_waiting(LOCK_SECONDS)
 
-    def taken(self, sources: list[str]) -> Iterator[None]:
-        """Take what arrives batch by batch; yield after each, also when nothing has come for a
-        while. Raises LoadError."""
+    def take_batches(self, sources: list[str]) -> Iterator[None]:
+        """Take what arrives; yield after each batch, and if nothing has come."""
+        stopper = self.job.stopper
         for number, source in enumerate(sources, 1):
             with about(source):
-                for part in arriving(source, self.stopped):
-                    for batch in self.scanner()(part):
-                        self.lines_read += batch.tally.lines
-                        if batch.tally.lines or batch.tally.bytes:
-                            self.take(self.load, part, batch)
-                        yield
-                        if self.stopped and part.data is None:
-                            break  # of a file, more can be read another time
-            if self.stopped:
-                left = len(sources) - number
-                if left or not is_pipe(source):
-                    what = "may not have been read to its end"
-                    say(f"{redacted(source)}: {what}; later sources not read: {left}")
+                for range_ in receive(source, stopper):
+                    yield from self.take_range(range_)
+            later = len(sources) - number
+            if stopper.signals and (later or not is_pipe(source)):
+                say(
+                    f"{redact(source)}: may not have been read to its end; "
+                    f"later sources not read: {later}"
+                )
+            if stopper.signals:
                 return
 
+    def take_range(self, range_: Range) -> Iterator[None]:
+        """Take the batches of a range."""
+        job = self.job
+        keep = self.intake.rejects is not None
+        scanner = Scanner(job.rule, self.staging.dates, job.validate, keep)
+        with contextlib.closing(scanner(range_)) as batches:
+            for batch in batches:
+                self.lines_read += batch.tally.lines
+                if batch.tally.lines or batch.tally.bytes:
+                    self.intake.take(self.staging, range_, batch)
+                yield
+                # More of a file can be read another time, but not of a pipe.
+                if job.stopper.signals and range_.data is None:
+                    return
+
+    def commit_when_due(self) -> None:
+        """Commit if the interval is over, or if as much waits as may.
+
+        In the latter case, do not return until the database has taken something.
+        """
+        while not self.job.stopper.signals and (self.is_due() or self.is_full()):
+            if self.waiting and not self.is_due():
+                time.sleep(POLL_SECONDS)
+                continue
+            self.commit_interval()
+            self.due = time.monotonic() + self.every
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self.due
+
+    def is_full(self) -> bool:
+        """Tell whether no more users may wait in memory."""
+        stagings = [self.staging, *self.waiting]
+        size = sum(staging.size + OBJECT_OVERHEAD for staging in stagings)
+        return size > LIVE_BYTES
+
+    def close_interval(self) -> None:
+        """Begin a new interval. Raises LoadError if bad records refuse the old one."""
+        staging = self.staging
+        self.staging = Staging(self.job.choose_dates())
+        refuse_bad_records(self.job, staging, self.report)
+        if staging.tally.lines:
+            self.waiting.append(staging)
+
     def commit_interval(self) -> None:
-        """Commit what came, or keep it while the database is unavailable, and say so once."""
+        """Commit what came, or let it wait, and say so once. Raises LoadError."""
         is_told = bool(self.waiting)
-        self.finish_interval()
+        self.close_interval()
         try:
             self.commit_waiting(0)
         except Unavailable as error:
             if not is_told:
-                say(f"{error}; what was read waits, trying again every {self.every:g} s")
+                say(
+                    f"{error}; what was read waits, trying again every {self.every:g} s"
+                )
 
     def commit_waiting(self, patience: float) -> None:
-        """Commit the loads that wait, each in a transaction, and try so many seconds. Raises
-        LoadError, Unavailable."""
+        """Commit the intervals that wait, each in a transaction.
+
+        Tries for some seconds. Raises LoadError, Unavailable, or Stopped: while the
+        load waits for the database, a second signal ends it.
+        """
         deadline = time.monotonic() + patience
-        while self.waiting:
-            try:
-                self.commit(self.waiting[0], max(deadline - time.monotonic(), LIVE_LOCK_SECONDS))
-                self.waiting.pop(0).close()
-            except Unavailable:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(POLL_SECONDS)
+        stopper = self.job.stopper
+        stopper.tolerated = max(1, len(stopper.signals))
+        try:
+            while self.waiting:
+                try_again = self.commit_one(deadline)
+                if try_again:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            stopper.tolerated = sys.maxsize
 
-    def commit_at_last(self) -> None:
-        """Commit what is left when a live load ends; wait as long as any load does, or until one
-        more signal. Raises LoadError."""
-        again = self.stopped
-        handle_stops(lambda number, frame: stop(number, frame) if again else again.append(number))
-        self.commit_waiting(LOCK_SECONDS)
+    def commit_one(self, deadline: float) -> bool:
+        """Commit one interval, and tell whether it must be tried again."""
+        patience = max(deadline - time.monotonic(), LIVE_LOCK_SECONDS)
+        staging = self.waiting[0]
+        try:
+            if not self.was_committed():
+                self.report = commit(self.job, staging, self.report, (), patience)
+        except Unavailable as error:
+            if isinstance(error, InDoubt):
+                self.in_doubt = error.report
+            if time.monotonic() >= deadline:
+                raise
+            return True
+        self.waiting.pop(0).close()
+        return False
+
+    def was_committed(self) -> bool:
+        """Tell whether the transaction that is in doubt was committed after all."""
+        if self.in_doubt is None:
+            return False
+        with transaction(self.job.target) as db:
+            query = "SELECT lines FROM load_log WHERE load_id = ?"
+            row = db.execute(query, self.report.load_id).fetchone()
+        is_committed = row is not None and row[0] == self.in_doubt.tally.lines
+        if is_committed:
+            self.report = self.in_doubt
+        self.in_doubt = None
+        return is_committed
 
 
-# -- The report ------------------------------------------------------------------------------------
+# -- The report ------------------------------------------------------------------------
 
 REMARKS = ("anonymous_events", "out_of_range_events", "bad_records")
 TALLIES = ("lines", "engagement_events", "active_events", *REMARKS)
-ASCII = str.maketrans({"█": "#", "→": "->"})  # for terminals that have no more
+COLUMN_NAMES = ("date", "active_user_count", "added", "removed")
 
 
-def as_json(report: Report) -> str:
-    """The report as one JSON object; left_out is in it if users came too late for final dates."""
-    names = ("date", "active_user_count", "added", "removed")
-    dates = [{name: getattr(count, name) for name in names} for count in report.counts.values()]
-    tally = {name: getattr(report.tally, name) for name in TALLIES}
-    left_out = report.sum("left_out")
-    return to_json({"dates": dates, **tally, **({"left_out": left_out} if left_out else {})})
+def list_rows(report: Report) -> list[tuple[str, int, int, int]]:
+    """Return the rows of the report, with the columns COLUMN_NAMES."""
+    return [
+        (date_, count, changes.added, changes.removed)
+        for date_, count, changes in report.counts.values()
+    ]
 
 
-def cells(report: Report) -> list[list[str]]:
-    """The head of the report, and a row per date."""
-    names = ["date", "active_user_count", "added", *["removed"] * report.shows_removed]
-    rows = ([str(getattr(count, name)) for name in names] for count in report.counts.values())
-    return [names, *rows]
+def format_json(report: Report) -> str:
+    """Return the report as one JSON object."""
+    rows = list_rows(report)
+    dates = [dict(zip(COLUMN_NAMES, row, strict=True)) for row in rows]
+    tallies = {name: getattr(report.tally, name) for name in TALLIES}
+    left_out = report.changes().left_out
+    others = {"left_out": left_out, "skipped_files": report.skipped_files}
+    return encode_json({"dates": dates, **tallies, **others})
 
 
-def as_csv(report: Report) -> str:
-    return "\n".join(map(",".join, cells(report)))
+def format_csv(report: Report) -> str:
+    rows = [COLUMN_NAMES, *list_rows(report)]
+    return "\n".join(",".join(map(str, row)) for row in rows)
 
 
-def as_table(report: Report) -> str:
-    """A line per date, with a bar whose end is what was added, and what became of the lines."""
+def format_table(report: Report) -> str:
+    """Return a line per date with a bar, and below what became of the lines.
+
+    Users that this load added are the end of the bar, in another colour.
+    """
     import shutil
 
+    skipped = format_number(report.skipped_files, "unchanged files") + " skipped"
+    if report.skipped_files and not report.files_read:
+        return skipped
     width = shutil.get_terminal_size().columns
-    rows = cells(report)
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = len(COLUMN_NAMES) if report.shows_removed else len(COLUMN_NAMES) - 1
+    rows = [COLUMN_NAMES, *list_rows(report)]
+    cells = [[str(cell) for cell in row[:shown]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
-    for row in rows:
-        day, *numbers = map(str.rjust, row, sizes)
-        lines.append("  ".join([day.strip().ljust(10), *numbers]))
-    room = max(width - len(lines[0]) - 2, 0)
+    for day, *numbers in cells:
+        columns = [day.ljust(10), *map(str.rjust, numbers, widths[1:])]
+        lines.append("  ".join(columns))
     counts = list(report.counts.values())
-    most = max((count.active_user_count for count in counts), default=0)
+    largest = max((count.active_user_count for count in counts), default=0)
+    room = max(width - len(lines[0]) - 2, 0)
     for index, count in enumerate(counts, 1):
-        length = -(-count.active_user_count * room // max(most, 1))
-        new = length * count.added // max(count.active_user_count, 1)
-        bar = click.style("█" * (length - new), fg="blue") + click.style("█" * new, fg="green")
-        lines[index] += f"  {bar}" if length else ""
-    return "\n".join([*lines, textwrap.fill(summary(report), width, break_on_hyphens=False)])
+        bar = draw_bar(count, room, largest)
+        lines[index] += f"  {bar}" if bar else ""
+    text = summarize(report) + (f"; {skipped}" if report.skipped_files else "")
+    return "\n".join([*lines, textwrap.fill(text, width, break_on_hyphens=False)])
 
 
-def summary(report: Report) -> str:
-    """What became of the lines."""
+def draw_bar(count: DateCount, room: int, largest: int) -> str:
+    """Return a bar, which is as wide as the room for the largest count."""
+    users = count.active_user_count
+    length = -(-users * room // max(largest, 1))
+    if not length:
+        return ""
+    new = length * count.changes.added // users
+    old = click.style("█" * (length - new), fg="blue")
+    return old + click.style("█" * new, fg="green")
 
-    def plural(number: int, nouns: str) -> str:
-        return f"{number} {nouns[:-1] if number == 1 else nouns}"
 
+def format_number(number: int, nouns: str) -> str:
+    """Return a number with its noun: "1 line", "2 lines"."""
+    return f"{number} {nouns[:-1] if number == 1 else nouns}"
+
+
+def summarize(report: Report) -> str:
+    """Return what became of the lines, in words."""
     tally = report.tally
-    changes = f"{report.sum('added')} new"
-    if report.sum("removed"):
-        changes += f", {report.sum('removed')} removed"
-    user_days = f"{plural(report.sum('loaded'), 'user-days')} ({changes})"
+    changes = report.changes()
+    new = f"{changes.added} new"
+    new += f", {changes.removed} removed" if changes.removed else ""
+    user_days = f"{format_number(changes.loaded, 'user-days')} ({new})"
+    if report.loads > 1:  # each load held its own users, some of them the same
+        user_days = f"{new} user-days"
     steps = [
-        plural(tally.lines, "lines"),
-        plural(tally.engagement_events, "engagement events"),
+        format_number(tally.lines, "lines"),
+        format_number(tally.engagement_events, "engagement events"),
         f"{tally.active_events} active",
-        f"{changes} user-days" if report.loads > 1 else user_days,  # each load held its own
+        user_days,
     ]
     numbers = {name.replace("_", " "): getattr(tally, name) for name in REMARKS}
-    remarks = [plural(number, name) for name, number in numbers.items() if number]
-    if report.sum("left_out"):
-        remarks.append(f"{plural(report.sum('left_out'), 'users')} left out of final dates")
+    remarks = [
+        format_number(number, name) for name, number in numbers.items() if number
+    ]
+    if changes.left_out:
+        users = format_number(changes.left_out, "users")
+        remarks.append(f"{users} left out of final dates")
     return "; ".join([" → ".join(steps), *remarks])
 
 
 def print_report(text: str) -> None:
-    """Print the report of a committed load. Raises LoadError."""
-    try:
-        text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        text = text.translate(ASCII)
+    """Print the report. Raises LoadError."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     with about("the events are loaded, but the report could not be written"):
-        with contextlib.suppress(BrokenPipeError):  # the reader had enough
-            click.echo(text, color=False if is_plain else None)  # None: on a terminal only
+        with contextlib.suppress(BrokenPipeError):  # the reader has seen enough
+            click.echo(text, color=False if is_plain else None)  # None: on a terminal
 
 
-# -- The plot --------------------------------------------------------------------------------------
+# -- The plot --------------------------------------------------------------------------
 
-PICTURES: Any = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+# Without a time of creation, the same rows give the same bytes.
+PICTURES: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
 NAN = float("nan")
-
-
-def drawn(rows: list[tuple[str, int]], terms: Terms | None) -> Any:
-    """The matplotlib figure of some rows of active_user_table."""
-    import logging
-
-    logging.disable()  # about caches and fonts, which would be in cron's mail
-    warnings.simplefilter("ignore")  # about a letter that its font lacks
-    os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)  # whatever a notebook has set
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcdefaults()  # there may be a /matplotlibrc
-    matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
-    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title("Active users per day", loc="left", fontsize=14)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    caption = " to ".join(sorted({day for day, _ in (*rows[:1], *rows[-1:])})) or "no dates yet"
-    if rows:
-        first = EPOCH.toordinal()
-        draw_counts(axes, {date.fromisoformat(day).toordinal() - first: n for day, n in rows})
-    else:
-        axes.set(xticks=[], yticks=[])
-    if rows and terms:
-        rule = f"{terms[0]} dates · {', '.join(terms[1])} of at least {terms[2]} ms"
-        caption = f"{rule} · {' '.join(terms[3])} · {caption}"
-    caption = textwrap.fill(caption, 140)
-    figure.supxlabel(caption, fontsize=8, color="0.4", x=0.01, ha="left", parse_math=False)
-    return figure
-
-
-def draw_counts(axes: Any, counts: dict[int, int]) -> None:
-    """Draw a bar for each day (counted from 1970-01-01), and grey where days have none: up to 13
-    days with its count, from then on with the 7-day average."""
-    from matplotlib import dates, ticker
-
-    first = min(counts)
-    last = max(counts)
-    span = last - first + 1
-    half = 0.4 if span <= 100 else 0.5
-    edges = [edge for day in counts for edge in (day - half, day + half)]
-    heights = [value for count in counts.values() for value in (count, NAN)][:-1]
-    axes.stairs(heights, edges, fill=True, color="#7fa8d1" if span < 14 else "#b3cce6")
-    gaps = [(one, other) for one, other in itertools.pairwise(counts) if other - one > 1]
-    for number, (before, after) in enumerate(gaps):
-        label = None if number else "no data"  # one is enough for the legend
-        axes.axvspan(before + 0.5, after - 0.5, color="0.93", linewidth=0, label=label)
-    if span < 14:
-        longest = len(f"{max(counts.values()):,}")
-        points = min(9, 1000 / max(span, 7) / longest)  # neighbours do not touch
-        style = {"textcoords": "offset points", "ha": "center", "fontsize": points}
-        for day, count in counts.items():
-            axes.annotate(f"{count:,}", (day, count), (0, 3), **style)
-    else:
-        line = week_averages(counts).items()
-        axes.plot(*zip(*line, strict=True), color="#1f3b5c", label="7-day average")
-    margin = max(0.6, (7 - span) / 2, span / 100)
-    earliest, latest = (day.toordinal() - EPOCH.toordinal() for day in (date.min, date.max))
-    axes.set_xlim(max(first - margin, earliest), min(last + margin, latest))
-    axes.set_ylim(0, max(*counts.values(), 1) * 1.08)
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    ticks: Any = ticker.FixedLocator(range(first, last + 1))
-    if span > 10:
-        ticks = dates.WeekdayLocator(0) if span <= 70 else dates.AutoDateLocator(maxticks=9)
-    axes.xaxis.set_major_locator(ticks)
-    labels = "%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d"
-    axes.xaxis.set_major_formatter(dates.DateFormatter(labels))
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
-
-
-def week_averages(counts: dict[int, int]) -> dict[int, float]:
-    """The average of each day and the six before it, of those that have a count: NaN in the first
-    six days, where fewer than four have one, and on the day after the last of a stretch."""
-    averages = {}
-    first = min(counts)
-    for day in counts:
-        week = [counts[one] for one in range(day - 6, day + 1) if one in counts]
-        is_known = day >= first + 6 and len(week) >= 4
-        averages[day] = sum(week) / len(week) if is_known else NAN
-        averages[day + 1] = NAN  # if that has no count: there the line ends
-    return averages
+MAX_NUMBERED_DAYS = 13  # that have room for their numbers and dates
 
 
 def plot_table(path: str, target: str) -> None:
-    """Draw the active_user_table of a database into a file, which is whole at any moment; behind
-    a link, the file that it links to. The same rows give the same bytes. Raises LoadError."""
-    rows, terms = stored_counts(target)
+    """Draw the active_user_table of a database into a file. Raises LoadError.
+
+    The file is replaced at once when the picture is complete; of a symbolic link, the
+    file that it points to.
+    """
+    with transaction(target) as db:
+        if not (is_postgres(target) or os.path.exists(target)):
+            raise Unusable("there is no such database; load events into it first")
+        counts = db.read_counts()
+        rule = db.read_rule()
     with about(f"{path}: what was loaded is loaded, but not drawn"):
-        suffix = os.path.splitext(path)[1].lower()
         path = os.path.realpath(path)
-        os.chdir("/")  # matplotlib reads a matplotlibrc of the working directory
-        content = io.BytesIO()
-        drawn(rows, terms).savefig(content, format=suffix[1:], metadata=PICTURES[suffix])
         unfinished = f"{path}.{os.urandom(4).hex()}"
+        content = draw_picture(counts, rule, os.path.splitext(path)[1].lower())
         try:
             with open(unfinished, "xb") as file:
-                file.write(content.getvalue())
+                file.write(content)
             if os.path.exists(path):
                 os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
             os.replace(unfinished, path)
@@ -1953,345 +2628,950 @@ def plot_table(path: str, target: str) -> None:
                 os.unlink(unfinished)
 
 
-# -- Checks, before anything is read ---------------------------------------------------------------
+def draw_picture(counts: dict[str, int], rule: Rule | None, suffix: str) -> bytes:
+    """Return the picture of some counts by date, as a PNG, SVG or PDF file."""
+    import matplotlib
 
-PART = r"(?:[^\s/?#\[\]@%\\]|%(?!00)[0-9A-Fa-f]{2})*"  # of a URL
-VALUE = r"(?:[^\s?#&@%\\]|%(?!00)[0-9A-Fa-f]{2})*"
-HOST = r"(?:[^\s:/?#\[\]@]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
-POSTGRES_URL = (
-    rf"[a-z+]+://(?:{PART}@)?{HOST}(?:,{HOST})*(?:/{PART})?(?:\?\w+={VALUE}(?:&\w+={VALUE})*)?"
+    content = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever a matplotlibrc says
+        matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
+        figure = draw_figure(counts, rule)
+        figure.savefig(content, format=suffix[1:], metadata=PICTURES[suffix])
+    return content.getvalue()
+
+
+def draw_figure(counts: dict[str, int], rule: Rule | None) -> Any:
+    """Return a matplotlib figure of counts by date, with the rule below it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title("Active users per day", loc="left", fontsize=14)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    caption = "no dates yet"
+    if counts:
+        draw_counts(axes, number_days(counts))
+        ends = sorted({min(counts), max(counts)})
+        caption = " to ".join(ends)
+    else:
+        axes.set(xticks=[], yticks=[])
+    if counts and rule:
+        events = (
+            f"{', '.join(rule.event_names)} of at least {rule.min_engagement_msec} ms"
+        )
+        parts = [
+            f"{rule.timezone} dates",
+            events,
+            " ".join(rule.valuable_events),
+            caption,
+        ]
+        caption = " · ".join(parts)
+    style: dict[str, Any] = {"fontsize": 8, "color": "0.4", "x": 0.01, "ha": "left"}
+    figure.supxlabel(textwrap.fill(caption, 140), parse_math=False, **style)
+    return figure
+
+
+def number_days(counts: dict[str, int]) -> dict[int, int]:
+    """Return counts by the number of days since 1970-01-01, which matplotlib uses."""
+    epoch = EPOCH.toordinal()
+    return {
+        date.fromisoformat(day).toordinal() - epoch: count
+        for day, count in counts.items()
+    }
+
+
+def draw_counts(axes: Any, counts: dict[int, int]) -> None:
+    """Draw a bar for each day, and grey where days have no count.
+
+    A few days get their numbers. More days get the 7-day average.
+    """
+    first = min(counts)
+    last = max(counts)
+    span = last - first + 1
+    is_short = span <= MAX_NUMBERED_DAYS
+    half = 0.4 if span <= 100 else 0.5  # many bars touch each other
+    edges = []
+    heights = []
+    for day, count in counts.items():
+        edges += [day - half, day + half]
+        heights += [count, NAN]
+    color = "#7fa8d1" if is_short else "#b3cce6"
+    axes.stairs(heights[:-1], edges, fill=True, color=color)
+    draw_gaps(axes, list(counts))
+    if is_short:
+        draw_numbers(axes, counts, span)
+    else:
+        averages = week_averages(counts)
+        days = list(averages)
+        values = list(averages.values())
+        axes.plot(days, values, color="#1f3b5c", label="7-day average")
+    margin = max(0.6, (7 - span) / 2, span / 100)
+    earliest, latest = number_days({str(date.min): 0, str(date.max): 0})
+    axes.set_xlim(max(first - margin, earliest), min(last + margin, latest))
+    axes.set_ylim(0, max(*counts.values(), 1) * 1.08)
+    label_axes(axes, first, last)
+    if axes.get_legend_handles_labels()[0]:
+        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
+        axes.legend(ncols=2, frameon=False, fontsize=9, **place)
+
+
+def draw_gaps(axes: Any, days: list[int]) -> None:
+    """Draw grey where days are missing."""
+    label: str | None = "no data"
+    for before, after in itertools.pairwise(days):
+        if after - before > 1:
+            left, right = before + 0.5, after - 0.5
+            axes.axvspan(left, right, color="0.93", linewidth=0, label=label)
+            label = None  # one is enough for the legend
+
+
+def draw_numbers(axes: Any, counts: dict[int, int], span: int) -> None:
+    """Write each count above its bar, small enough that neighbours do not touch."""
+    longest = len(f"{max(counts.values()):,}")
+    points = min(9, 1000 / max(span, 7) / longest)
+    style = {"textcoords": "offset points", "ha": "center", "fontsize": points}
+    for day, count in counts.items():
+        axes.annotate(f"{count:,}", (day, count), (0, 3), **style)
+
+
+def label_axes(axes: Any, first: int, last: int) -> None:
+    """Label the days and the counts."""
+    from matplotlib import dates, ticker
+
+    span = last - first + 1
+    counts: Any = ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10])
+    axes.yaxis.set_major_locator(counts)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    days: Any = dates.AutoDateLocator(maxticks=9)
+    if span <= MAX_NUMBERED_DAYS:
+        days = ticker.FixedLocator(range(first, last + 1))
+    elif span <= 70:
+        days = dates.WeekdayLocator(dates.MONDAY)
+    axes.xaxis.set_major_locator(days)
+    label = "%a\n%Y-%m-%d" if span <= 70 else "%Y-%m-%d"
+    axes.xaxis.set_major_formatter(dates.DateFormatter(label))
+
+
+def week_averages(counts: dict[int, int]) -> dict[int, float]:
+    """Return the average of each day and the six before it, over those with a count.
+
+    It is NaN (no line) for the first six days, where fewer than four of the seven days
+    have a count, and after the last day before a gap.
+    """
+    averages = {}
+    first = min(counts)
+    for day in counts:
+        week = [counts[one] for one in range(day - 6, day + 1) if one in counts]
+        is_known = day >= first + 6 and len(week) >= 4
+        averages[day] = sum(week) / len(week) if is_known else NAN
+        averages[day + 1] = NAN  # unless that day has a count too
+    return averages
+
+
+# -- Errors ----------------------------------------------------------------------------
+#
+# Whatever a user, the data, the machine or a library does wrong ends as one line:
+#
+#     NAME: what is wrong; what to do
+#
+# The sections above use about(), which makes such a line of any exception, and say().
+# No line shows a password, a token or the query of a URL.
+
+REMEDIES = {  # by the code of an error
+    "SQLITE_BUSY": "another program keeps it locked; try again when that is done",
+    "SQLITE_READONLY": "make the file and its directory writable, or use another --db",
+    "SQLITE_CANTOPEN": "make the file and its directory readable and writable",
+    "SQLITE_FULL": "free some disk space and load again",
+    "SQLITE_IOERR": "check the disk and load again",
+    "SQLITE_NOTADB": "choose another --db",
+    "SQLITE_CORRUPT": "restore it from a backup, or load all events into another --db",
+    "55P03": "another session keeps it locked; try again when that is done",
+    "ENOSPC": "free some disk space and load again",
+    "EISDIR": "name the files in it",
+}
+TRANSIENT_CODES = (
+    "SQLITE_BUSY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_READONLY",
+    "0A000",  # a PostgreSQL server that is a standby, and may become the primary
 )
-OTHER_DB = (  # another scheme, what may hold a password, and libpq's key=value
-    r":|[A-Za-z][\w+.-]+:|.*://|.*:.*@|"
-    r"(?:.*\s)?(?:host|hostaddr|port|dbname|user|password|service)\s*="
-)
-DB_EXPECTED = (
-    "expected the path of an SQLite file, or a postgresql:// URL (USER@HOST:PORT/DATABASE, special "
-    "characters percent-encoded); a password is best kept in ~/.pgpass or PGPASSWORD"
-)
+# Classes of SQLSTATE after which the same load may succeed: connection exception,
+# invalid transaction state (ended by a timeout, or read-only), transaction rollback,
+# insufficient resources, object not in prerequisite state (locked), operator
+# intervention (shutdown, cancelled), system error.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
+DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
+MAX_MESSAGE = 500  # characters of what a library says
+URL_START = r"[A-Za-z][\w+.-]*:/+"  # also if a slash is missing
+SELF_EXPLAINING = ("sqlite3", "psycopg", __name__)  # modules of exceptions
 
 
-def check_options(
-    events: tuple[str, ...],
-    db: str,
-    dates: str | None,
-    replace: bool,
-    cluster: str | None,
-    every: float | None,
-    dry_run: bool,
-    plot: str | None,
-) -> None:
-    """Raise UsageError for options that contradict each other, or have values that can't be."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        variable = f"{context.auto_envvar_prefix}_{str(parameter.name).upper()}"
-        if os.environ.get(variable) == "":  # which click passes over
-            raise click.UsageError(f"{variable} must not be empty; unset it, or set a value")
-    if not events and not plot:
-        raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
-    if plot and os.path.splitext(plot)[1].lower() not in PICTURES:
-        what = f"{plot!r} does not end in {', '.join(PICTURES)}"
-        raise click.BadParameter(what, param_hint="'--plot'")
-    if every != every:
-        raise click.BadParameter("nan is not a number of seconds", param_hint="'--commit-every'")
-    if every and (replace or dry_run):
-        raise click.UsageError("--commit-every can't be combined with --replace or --dry-run")
-    if cluster and (every or "-" in events):
-        raise click.UsageError("--cluster can't be combined with --commit-every or standard input")
-    if replace and not all((dates or "..").split("..")):
-        raise click.UsageError("--replace needs --dates FROM..TO, the dates that it replaces")
-    is_url = is_postgres(db)
-    if (is_url and not re.fullmatch(POSTGRES_URL, db)) or (not is_url and re.match(OTHER_DB, db)):
-        raise click.BadParameter(DB_EXPECTED, param_hint="'--db'")
+@contextlib.contextmanager
+def about(name: str, find_place: Callable[[], str] = str) -> Iterator[None]:
+    """Raise whatever goes wrong in a block as a LoadError, or as Unavailable.
 
-
-def make_rule(dates: str | None, *terms: Any) -> Rule:
-    """The rule of some terms. Raises BadParameter, also if the dates are none."""
-    hint = "'--timezone'"
+    Its message begins with the name: a source, a database or a file. find_place() is
+    called then, and returns the place in it, as ":12".
+    """
     try:
-        rule = rule_of(*terms)
-        hint = "'--dates'"
-        parse_dates(dates, rule)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=hint) from None
-    return rule
+        yield
+    except LoadError:
+        raise
+    except Exception as error:
+        kind = Unavailable if is_transient(error) else LoadError
+        text = describe_error(error, name)
+        raise kind(f"{redact(name)}{find_place()}: {text}") from None
 
 
-def identity(file: str | int) -> object:
-    """What is equal for two names of one file, and for nothing else: a terminal is no file."""
+def say(text: str) -> None:
+    """Print a line on standard error, above a progress bar, if it can be printed."""
+    tqdm: Any = sys.modules.get("tqdm")
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        if tqdm:
+            stack.enter_context(tqdm.tqdm.external_write_mode(sys.stderr))
+        click.echo(escape_control_characters(text), err=True)
+
+
+def escape_control_characters(text: str) -> str:
+    """Escape what is not printable, so that data can't send commands to a terminal."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def describe_error(error: Any, about_name: str = "") -> str:
+    """Return what an exception says, in one line, with a remedy if one is known.
+
+    The secrets in the name that it is about are replaced.
+    """
+    if isinstance(error, FileNotFoundError) and error.__cause__:
+        error = error.__cause__  # fsspec says "not found" whatever went wrong
+    name = type(error).__name__
+    diagnostics = getattr(error, "diag", None)  # of PostgreSQL
+    text = getattr(diagnostics, "message_primary", None)
+    text = text or getattr(error, "strerror", None) or str(error) or name
+    text = hide_secrets(" ".join(text.split()), about_name)[:MAX_MESSAGE]
+    if isinstance(error, FileNotFoundError):
+        text = os.strerror(errno.ENOENT)
+    elif name in DAMAGED:
+        what = f"the compressed data is damaged or cut off ({text})"
+        text = f"{what}; fetch the file again"
+    elif not isinstance(error, OSError):
+        module = type(error).__module__
+        text = text if module.startswith(SELF_EXPLAINING) else f"{name}: {text}"
+    remedy = REMEDIES.get(find_error_code(error))
+    return f"{text}; {remedy}" if remedy else text
+
+
+def find_error_code(error: BaseException) -> str:
+    """Return the name that the system, SQLite or PostgreSQL gives an error, or ""."""
+    sqlite = getattr(error, "sqlite_errorname", None)
+    if sqlite:
+        return "_".join(sqlite.split("_")[:2])  # SQLITE_IOERR of SQLITE_IOERR_WRITE
+    number = getattr(error, "errno", None)
+    return getattr(error, "sqlstate", None) or errno.errorcode.get(number or 0, "")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same load may succeed later."""
+    code = find_error_code(error)
+    if isinstance(error, TimeoutError) or code in TRANSIENT_CODES:
+        return True
+    psycopg: Any = sys.modules.get("psycopg")
+    if not (psycopg and isinstance(error, psycopg.Error)):
+        return False
+    # A connection that fails or breaks has no code.
+    is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return code.startswith(TRANSIENT_CLASSES) or (is_lost and not code)
+
+
+def redact(name: str) -> str:
+    """Return a source or database as it may be shown and stored.
+
+    User, password, query and fragment of a URL are left out:
+
+        postgresql://loader:S3CRT@db/analytics  postgresql://db/analytics
+        https://store/a.json?signature=S3CRT    https://store/a.json
+        simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
+        https://me:S3?CRT@store/a.json          https://...
+
+    In the last one, the "?" is a part of the password.
+    """
+    if not re.search(URL_START, name):
+        return name
+    shown = re.split(r"[?#]", name, maxsplit=1)[0]
+    is_cut_in_password = "@" in name[len(shown) :]
+    parts = []
+    # fsspec chains URLs by "::", which stands in IPv6 addresses as well.
+    for url in re.split(f"(?=::{URL_START})", shown):
+        start = re.match(f"(::)?{URL_START}", url)
+        scheme = start[0] if start else ""
+        place = url[len(scheme) :]
+        if re.match("[^/]*[:@]", place) or (scheme and is_cut_in_password):
+            place = "..." if is_cut_in_password else place.rpartition("@")[2]
+        parts.append(scheme + place)
+    return "".join(parts)
+
+
+def redact_urls(text: str) -> str:
+    """Redact the URLs in a text."""
+    user = r"(?:[^\s/@][^/@]*@)?"  # may contain blanks
+    pattern = rf"{URL_START}{user}\S+?(?=[\"';,.)]*(?:\s|$))"
+    return re.sub(pattern, lambda found: redact(found[0]), text)
+
+
+def find_secrets(name: str) -> set[str]:
+    """Return the passwords in a source or database, and the values in its query."""
+    secrets = set()
+    for password in re.findall(r":/+[^:/?#@]*:(.*)@", name):
+        secrets |= {password, *re.findall(r"\w{3,}", password)}
+    if is_postgres(name):
+        secrets |= set(re.findall(r"[?&]\w*password=([^&]*)", name))
+    elif re.search(URL_START, name):
+        query = "".join(re.split(r"([?#])", name, maxsplit=1)[1:])
+        secrets |= {value.rpartition("=")[2] for value in re.split("[?#&]", query)}
+        secrets |= set(re.findall(r":/+([^/?#@:]+)(?=[^/]*@)", name))  # a token as user
+    from urllib.parse import unquote
+
+    return {text for secret in secrets for text in (secret, unquote(secret)) if text}
+
+
+def hide_secrets(text: str, name: str) -> str:
+    """Replace the secrets of a source or database in a message by ***."""
+    if not re.search(URL_START, name):
+        return redact_urls(text)
+    text = redact_urls(text.replace(name, redact(name)))
+    for secret in sorted(find_secrets(name), key=len, reverse=True):
+        pattern = re.escape(secret)
+        if len(secret) < 3:  # not every "a" in the message
+            pattern = rf"(?<!\w){pattern}(?!\w)"
+        text = re.sub(pattern, "***", text)
+    return text
+
+
+@contextlib.contextmanager
+def silence_libraries() -> Iterator[None]:
+    """Keep the logs and warnings of libraries off standard error, which cron mails.
+
+    What matters in them comes as an exception too.
+    """
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# -- Stopping --------------------------------------------------------------------------
+#
+# SIGINT and SIGTERM end the program with the exit status that shells expect, and with a
+# line that says what became of the load.
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ROLLED_BACK = "uncommitted changes were rolled back"
+MAYBE_COMMITTED = "the load was being committed, and may be committed"
+COMMITTED = "the load is committed, but its report or picture is not complete"
+
+
+class Stopped(SystemExit):
+    """A signal has ended the program."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+class Stopper:
+    """Handles the signals that end the program.
+
+    A signal raises Stopped, wherever the program is. It is recorded as well: Python
+    clears an exception in a finalizer, and C libraries may clear one in a callback, so
+    check() raises it again before something is committed.
+    """
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []  # that have come
+        self.tolerated = 0  # so many signals are only recorded
+        self.outcome = ROLLED_BACK  # what becomes of the load if a signal comes now
+        self.is_ending = False
+
+    @contextlib.contextmanager
+    def handle_signals(self, numbers: Iterable[int]) -> Iterator[None]:
+        """Handle signals in a block. Say what became of the load if one ends it."""
+        before = {number: signal.signal(number, self.handle) for number in numbers}
+        try:
+            yield
+            self.check()
+        except Stopped as stopped:
+            self.is_ending = True
+            if sys.stderr.isatty():
+                click.echo(err=True)  # after the "^C" of the terminal
+            is_interrupt = stopped.number == signal.SIGINT
+            say(f"{'Interrupted' if is_interrupt else 'Terminated'}: {self.outcome}")
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle(self, number: int, frame: object) -> None:
+        if self.is_ending:
+            os._exit(128 + number)  # standard error is a pipe that nobody reads
+        self.signals.append(number)
+        if len(self.signals) == self.tolerated + 1:  # any later one changes nothing
+            raise Stopped(number)
+
+    def check(self) -> None:
+        """Raise Stopped if a signal should have ended the program."""
+        if len(self.signals) > self.tolerated:
+            raise Stopped(self.signals[self.tolerated])
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError if a block takes longer.
+
+    It is raised again every second, in case that somebody clears it.
+    """
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"no answer for {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def list_signals(is_live: bool) -> list[signal.Signals]:
+    """Return the signals that end a load, without those that nohup ignores."""
+    numbers = list(STOP_SIGNALS)
+    if is_live and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
+def block_signals() -> None:
+    """Leave signals to the other threads."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[None]:
+    """Open the standard streams that a daemon has closed, and flush them at last.
+
+    Otherwise the next file to be opened, such as the database, would be number 1 and
+    get the report. Errors of the flush are no matter: the exit status is decided.
+    """
+    descriptor = 0
+    while descriptor <= 2:  # open() returns the lowest number that is free
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w")
+    sys.stderr = sys.stderr or open(2, "w")
+    # What the encoding of a terminal lacks is shown as "?".
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# -- The command -----------------------------------------------------------------------
+
+DEFAULT_RULE = Rule()
+VARIABLE_PREFIX = "LOAD_ACTIVE_USERS"
+FORMATTERS = {"table": format_table, "json": format_json, "csv": format_csv}
+TARGET_EXPECTED = (
+    "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with "
+    "special characters percent-encoded; a password is best kept in ~/.pgpass"
+)
+# A URL, a URL without its scheme, and libpq's key=value: no names of SQLite files.
+NOT_A_PATH = r"://|:.*@|\b(host|hostaddr|port|dbname|user|password|service)\s*="
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Text(click.types.StringParamType):
+    """A string that is not empty, and that a function may parse.
+
+    A repeatable option's environment variable holds one value a line.
+    """
+
+    def __init__(self, parse: Callable[[str], Any] = str) -> None:
+        self.parse = parse
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return rv.strip("\n").split("\n")
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value  # a default
+        if not value.strip():
+            self.fail("must not be empty", param, ctx)
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def parse_utf8(value: str) -> str:
+    """Return a value that can be stored as JSON. Raises ValueError."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    return value
+
+
+def parse_time_zone(name: str) -> str:
+    """Return a name of a time zone. Raises ValueError."""
+    find_time_zone(name)
+    return name
+
+
+def parse_target(target: str) -> str:
+    """Return --db, if it names an SQLite file or a PostgreSQL database."""
+    if is_postgres(target):
+        parse_postgres_url(target)
+    elif re.search(NOT_A_PATH, target):
+        raise ValueError(TARGET_EXPECTED)
+    return target
+
+
+def parse_picture(path: str) -> str:
+    """Return --plot, if its suffix tells a format."""
+    if os.path.splitext(path)[1].lower() not in PICTURES:
+        raise ValueError(f"{path!r} does not end in {', '.join(PICTURES)}")
+    return path
+
+
+def parse_seconds(text: str) -> float:
+    """Return --commit-every in seconds. Raises ValueError, also for NaN."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 1 <= seconds <= 10**6:
+        raise ValueError(f"{text!r} is not a number of seconds from 1 to 1000000")
+    return seconds
+
+
+class Command(click.Command):
+    """A command whose messages about its own options show no secrets.
+
+    A URL with a password may stand after a mistyped option.
+    """
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **more)
+        except click.ClickException as error:
+            error.message = redact_urls(error.message)  # type: ignore[misc]
+            raise
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """End with click's error line and exit status 1 if a load is refused."""
+    try:
+        yield
+    except LoadError as error:
+        text = escape_control_characters(str(error))
+        raise click.ClickException(text) from None
+    except (OSError, MemoryError) as error:
+        raise click.ClickException(describe_error(error)) from None
+
+
+def check_environment() -> None:
+    """Raise UsageError for an empty variable, which click takes for no variable."""
+    for parameter in click.get_current_context().command.params:
+        name = f"{VARIABLE_PREFIX}_{str(parameter.name).upper()}"
+        is_heard = isinstance(parameter, click.Option) and parameter.allow_from_autoenv
+        if is_heard and os.environ.get(name) == "":
+            raise click.UsageError(
+                f"{name} must not be empty; unset it, or set a value"
+            )
+
+
+def identify_file(file: str | int) -> object:
+    """Return a key that is equal for two names of one regular file or named pipe."""
     try:
         status = os.stat(file)
     except OSError:
         return os.path.realpath(str(file))
-    is_file = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)
-    return (status.st_dev, status.st_ino) if is_file else object()
+    if stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+        return (status.st_dev, status.st_ino)
+    return object()  # a terminal or /dev/null may have two uses
 
 
-def check_files(sources: list[str], db: str, rejects: str | None, plot: str | None) -> None:
-    """Raise UsageError if an output is a file that is read or written otherwise."""
-    files: dict[object, str] = {identity(SCHEMA): "schema.sql", identity(__file__): "the program"}
+def check_files(sources: list[str], outputs: dict[str, str | None]) -> None:
+    """Raise UsageError if an output is also an input, or another output."""
+    names: dict[object, str] = {}
+
+    def refuse(what: str) -> None:
+        raise click.UsageError(escape_control_characters(what))
+
     for source in sources:
-        paths = [re.sub(r"^(file|local|dir)://", "", part) for part in source.split("::")]
-        paths = [*map(os.path.expanduser, paths), os.path.join(paths[-1], paths[0])]
-        for path in paths if source != "-" else [0]:
-            files[identity(path)] = f"the input {redacted(source)}"
-    if other := files.get(identity(1)):
-        raise click.UsageError(printable(f"standard output and {other} are the same file"))
-    files |= {identity(1): "standard output", identity(2): "standard error"}
-    path = os.path.realpath(db)
-    beside = {f"--db's {end}": path + end for end in ("-journal", "-wal", "-shm")}
-    outputs = {"--db": db, **beside, "--rejects": rejects, "--plot": plot}
+        file = 0 if source == "-" else re.sub("^(file|local)://", "", source)
+        names[identify_file(file)] = f"the input {redact(source)}"
+    if clash := names.get(identify_file(1)):
+        refuse(f"standard output and {clash} are the same file")
+    names |= {identify_file(1): "standard output", identify_file(2): "standard error"}
     for name, output in outputs.items():
-        if name in ("--rejects", "--plot") and re.match(URL, output or ""):
-            raise click.UsageError(f"{name} must be a local file, not a URL")
-        if output and (other := files.setdefault(identity(output), name)) != name:
-            raise click.UsageError(printable(f"{name} and {other} are the same file: {output!r}"))
+        other = names.setdefault(identify_file(output), name) if output else name
+        if other != name:
+            refuse(f"{name} and {other} are the same file: {output!r}")
 
 
-def check_writable(path: str, may_be_pipe: bool) -> None:
-    """Raise LoadError if a file can't be written."""
+def check_writable(path: str) -> None:
+    """Raise LoadError if a file can't be written, before hours of reading."""
     directory = os.path.dirname(os.path.realpath(path))
+    place = path if os.path.exists(path) else directory
     with about(path):
         if not os.path.isdir(directory):
-            raise Refused(f"there is no directory {directory}; create it first")
+            raise Unusable(f"there is no directory {directory}; create it first")
         if os.path.isdir(path):
-            raise Refused("is a directory; name a file")
-        if os.path.exists(path) and not (os.path.isfile(path) or may_be_pipe):
-            raise Refused("is not a regular file; name another")
-        for place, name in ((path, ""), (directory, f"{directory} ")):
-            if os.path.exists(place) and not os.access(place, os.W_OK):
-                raise Refused(f"{name}can't be written; make it writable, or choose another")
+            raise Unusable("is a directory; name a file")
+        if not os.access(place, os.W_OK):
+            raise Unusable(
+                f"{place} can't be written; make it writable, or choose another"
+            )
 
 
-def check_database(target: str, rule: Rule, dry_run: bool, may_wait: bool) -> None:
-    """Raise LoadError where a load is going to be refused, before the events are read; a live load
-    begins all the same while the database is unavailable."""
+def check_database(job: Job, may_wait: bool) -> None:
+    """Raise LoadError if the load is going to be refused, before the events are read.
+
+    A live load may begin while the database is unavailable.
+    """
     try:
-        with transaction(target) as db:
-            db.check(rule)
-            if not dry_run:
-                for table in ("active_user_table", "active_user", "load_log"):
-                    db.execute(f"EXPLAIN INSERT INTO {table} DEFAULT VALUES")  # is it permitted?
+        with transaction(job.target) as db:
+            db.check_rule(job.rule)
+            for table in () if job.dry_run else sorted(db.tables):
+                # Is it permitted?
+                db.execute(f"EXPLAIN INSERT INTO {table} DEFAULT VALUES")
     except Unavailable as error:
         if not may_wait:
             raise
         say(f"{error}; what is read will wait for it")
 
 
-# -- The command -----------------------------------------------------------------------------------
+def make_progress_bar(is_wanted: bool | None, ranges: list[Range]) -> Any:
+    """Return a tqdm bar that counts bytes, or a null context.
 
-COUNT = click.IntRange(0, 10**15)
-LAYOUTS = {"table": as_table, "json": as_json, "csv": as_csv}
-CLUSTER_RANGE = 256 << 20  # bytes
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+    By default, it is shown only if standard error is a terminal.
+    """
+    is_terminal = sys.stderr.isatty()
+    if not (is_terminal if is_wanted is None else is_wanted):
+        return contextlib.nullcontext()
+    sizes = [range_.size for range_ in ranges]
+    total = None if None in sizes else sum(filter(None, sizes)) or None
+    style: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
+    if not is_terminal:  # a line now and then, in a log
+        style |= {"mininterval": 10, "delay": 10}  # seconds
+    with about("the progress bar"):
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread: it would be forked
+        return tqdm(total=total, dynamic_ncols=True, **style)
 
 
-class Text(click.types.StringParamType):
-    """A text that is not empty; in the environment one a line."""
+def check_options(
+    job: Job,
+    is_incremental: bool,
+    plot: str | None,
+    cluster: str | None,
+    commit_every: float | None,
+) -> None:
+    """Raise UsageError for options that do not go together."""
+    check_environment()
+    if not job.events and not plot:
+        raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
+    others = {
+        "--replace": job.replace,
+        "--dry-run": job.dry_run,
+        "--incremental": is_incremental,
+        "--cluster": cluster,
+    }
+    for name, is_given in others.items():
+        if commit_every and is_given:
+            raise click.UsageError(f"--commit-every can't be combined with {name}")
+    if job.replace and is_incremental:
+        raise click.UsageError("--incremental can't be combined with --replace")
+    if cluster and "-" in job.events:
+        raise click.UsageError("--cluster can't be combined with standard input")
+    if job.replace and not (job.dates.first and job.dates.last):
+        raise click.UsageError(
+            "--replace needs --dates FROM..TO, the dates that it replaces"
+        )
+    try:
+        job.choose_dates()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--dates'") from None
 
-    def split_envvar_value(self, rv: str) -> list[str]:
-        return rv.strip("\n").split("\n")
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if not str(value).strip():
-            self.fail("must not be empty", param, ctx)
-        if param.multiple and re.search("[\ud800-\udfff]", value):  # files have names of any bytes
-            self.fail("must be UTF-8", param, ctx)
-        return super().convert(value, param, ctx)
+def load_batch(
+    job: Job,
+    sources: list[str],
+    rejects: Any,
+    progress: bool | None,
+    is_incremental: bool,
+    workers: int | None,
+    cluster: str | None,
+) -> Report:
+    """Load the sources in one transaction. Raises LoadError."""
+    dates = job.choose_dates()
+    unread = skip_unchanged(job, dates, sources) if is_incremental else sources
+    report = Report(
+        files_read=len(unread),
+        skipped_files=len(sources) - len(unread),
+        shows_removed=job.replace,
+    )
+    range_bytes = CLUSTER_RANGE_BYTES if cluster else RANGE_BYTES
+    ranges = [range_ for name in unread for range_ in split_source(name, range_bytes)]
+    versions = dict.fromkeys(range_.version for range_ in ranges if range_.version)
+    scanner = Scanner(job.rule, dates, job.validate, keep=rejects is not None)
+    with make_progress_bar(progress, ranges) as bar:
+        scanned = scan(ranges, scanner, workers, cluster)
+        return load_once(job, dates, Intake(rejects, bar), scanned, versions, report)
+
+
+def load_live(
+    job: Job, sources: list[str], rejects: Any, progress: bool | None, every: float
+) -> Report:
+    """Load what arrives from the sources. Raises LoadError."""
+    with make_progress_bar(progress, []) as bar:
+        return LiveLoad(job, Intake(rejects, bar), every).run(sources)
 
 
 def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
-    """An option of the command."""
+    """Make an option of the command."""
     more.setdefault("type", Text() if metavar else None)
     return click.option(*name.split(", "), metavar=metavar, help=help, **more)
 
 
-def scanned(parts: list[Range], scan: Scanner, workers: int | None, cluster: str | None) -> Found:
-    """What is found in some ranges, by whoever scans them soonest."""
-    if cluster:
-        return scan_on_cluster(parts, scan, cluster)
-    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    number = min(workers or cpus, len(parts))
-    is_large = sum(part.work for part in parts) > POOL_MIN_BYTES
-    if number > 1 and is_large and all(part.size for part in parts):
-        return scan_in_processes(parts, scan, number)
-    return scan_in_turn(parts, scan)
-
-
-def progress_bar(is_wanted: bool | None, parts: list[Range]) -> Any:
-    """A bar on standard error, in bytes, or what enters as None; if that is left open, a bar on a
-    terminal."""
-    is_terminal = sys.stderr.isatty()
-    if not (is_terminal if is_wanted is None else is_wanted):
-        return contextlib.nullcontext()
-    total = sum(part.size for part in parts) if all(part.size for part in parts) else 0
-    style: Any = {"unit": "B", "unit_scale": True, "leave": False, "dynamic_ncols": True}
-    seldom: Any = {} if is_terminal else {"mininterval": 10, "delay": 10}  # seconds, in a log
-    with about("the progress bar (TQDM_ variables)"):
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # no thread beside those that fork
-        return tqdm(total=total or None, **style, **seldom)
-
-
-@contextlib.contextmanager
-def exit_status() -> Iterator[None]:
-    """End with a line on standard error at whatever refuses the load or its command line."""
-    try:
-        yield
-    except click.ClickException as error:
-        shown = without_secrets(error.message)  # a URL may stand after a wrong option
-        error.message = shown  # type: ignore[misc]
-        with contextlib.suppress(OSError):
-            error.show()
-        sys.exit(error.exit_code)
-    except (LoadError, OSError, MemoryError) as error:
-        say(f"Error: {error if isinstance(error, LoadError) else reason(error)}")
-        sys.exit(1)
-    finally:
-        # All is done, and what Python does at its end is not to be disturbed, nor to fail.
-        for number in (*STOPS, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                discard(stream)
-
-
-def discard(stream: Any) -> None:
-    """Let what is written to a stream, also what waits in its buffer, go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def stop(number: int, frame: object) -> NoReturn:
-    """End at a signal with the exit status that a shell expects."""
-    handle_stops(lambda *_: None)  # only the first counts
-    sys.unraisablehook = lambda _: os._exit(128 + number)  # where Python would pass over our exit
-    word = "Interrupted" if number == signal.SIGINT else "Terminated"
-    line_end = "\n" * sys.stderr.isatty()  # after what is on the line
-    text = f"{line_end}{word}: uncommitted changes were rolled back\n"
-    if select.select([], [2], [], 0)[1]:
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode())  # not by sys.stderr, which may be writing just now
-    else:
-        discard(sys.stderr)  # nobody reads it
-    discard(sys.stdout)
-    sys.exit(128 + number)
-
-
-def handle_stops(handler: Any) -> None:
-    for number in STOPS:
-        signal.signal(number, handler)
-
-
-def open_standard_streams() -> None:
-    """Give nothing else the descriptors of standard streams that a daemon has closed: output goes
-    nowhere, and input can't be read."""
-    descriptor = 0
-    while descriptor < 3:  # each time the first that is free
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.close(descriptor)
-    sys.stdout = sys.stdout or open(1, "w")
-    sys.stderr = sys.stderr or open(2, "w")
-
-
-# fmt: off
-@click.command(context_settings={
-    "auto_envvar_prefix": "LOAD_ACTIVE_USERS", "help_option_names": ["-h", "--help"],
-    "max_content_width": 80, "show_default": True})
+@click.command(
+    cls=Command,
+    context_settings={
+        "auto_envvar_prefix": VARIABLE_PREFIX,
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 80,
+        "show_default": True,
+    },
+)
 @click.argument("events", nargs=-1, type=Text(), metavar="EVENTS...")
-@option("--db", "PATH", "SQLite file, created if missing, or postgresql:// URL.",
-        default="active_user_table.db")
-@option("--timezone", "NAME", "IANA time zone whose calendar dates are counted.",
-        default="US/Central")
-@option("--event-name", "NAME", "Event that can make a user active; repeatable; *: any event that "
-        "holds an engagement_time_msec.", default=["user_engagement"], multiple=True)
-@option("--min-engagement-msec", "N", "Minimum engagement time of an active event, inclusive.",
-        default=3000, type=COUNT)
-@option("--valuable-event", "GLOB", "An event parameter whose key matches makes the event "
-        "valuable; repeatable.", default=["*_event"], multiple=True)
-@option("--dates", "FROM..TO", "Count only events on these dates; either end may be left out.",
-        show_default="2000-01-01.. to tomorrow")
-@option("--replace", None, "These events are the whole truth for --dates, both ends of which "
-        "must be given.", is_flag=True)
-@option("--max-bad-records", "N", "Bad records to tolerate; if there are more, nothing is loaded.",
-        default=0, type=COUNT)
-@option("--rejects", "FILE", "Append every bad record to FILE, byte for byte, one per line.")
-@option("--validate", None, "Decode every line in full, also those that cannot hold an engagement "
-        "event.", is_flag=True)
-@option("--workers", "N", "Processes that scan.", type=click.IntRange(1),
-        show_default="the usable CPUs")
+@option(
+    "--db",
+    "PATH",
+    "SQLite file, created if missing, or postgresql:// URL.",
+    type=Text(parse_target),
+    default="active_user_table.db",
+)
+@option(
+    "--timezone",
+    "NAME",
+    "IANA time zone whose calendar dates are counted.",
+    type=Text(parse_time_zone),
+    default=DEFAULT_RULE.timezone,
+)
+@option(
+    "--event-name",
+    "NAME",
+    "Event that can make a user active; repeatable; *: any event that has an "
+    "engagement_time_msec.",
+    type=Text(parse_utf8),
+    default=DEFAULT_RULE.event_names,
+    multiple=True,
+)
+@option(
+    "--min-engagement-msec",
+    "N",
+    "Minimum engagement time of an active event in milliseconds, inclusive.",
+    type=click.IntRange(min=0),
+    default=DEFAULT_RULE.min_engagement_msec,
+)
+@option(
+    "--valuable-event",
+    "GLOB",
+    "An event parameter whose key matches makes the event valuable; repeatable.",
+    type=Text(parse_utf8),
+    default=DEFAULT_RULE.valuable_events,
+    multiple=True,
+)
+@option(
+    "--dates",
+    "FROM..TO",
+    "Count only events on these dates; either end may be left out.",
+    type=Text(DateRange.parse),
+    show_default="2000-01-01.. to tomorrow",
+)
+@option(
+    "--incremental",
+    None,
+    "Skip files that an earlier load has read and that have not changed since.",
+    is_flag=True,
+)
+@option(
+    "--replace",
+    None,
+    "These events are the whole truth for --dates, both ends of which must be given.",
+    is_flag=True,
+)
+@option(
+    "--max-bad-records",
+    "N",
+    "Bad records to tolerate; if there are more, nothing is loaded.",
+    type=click.IntRange(min=0),
+    default=0,
+)
+@option(
+    "--rejects",
+    "FILE",
+    "Append every bad record to FILE, byte for byte, one per line.",
+)
+@option(
+    "--validate",
+    None,
+    "Decode every line in full, also those that cannot hold an engagement event.",
+    is_flag=True,
+)
+@option(
+    "--workers",
+    "N",
+    "Processes that scan.",
+    type=click.IntRange(min=1),
+    show_default=f"the usable CPUs, at most {MAX_WORKERS}",
+)
 @option("--cluster", "ADDRESS", "Scan on a Dask cluster, as in tcp://host:8786.")
-@option("--commit-every", "SECONDS", "Endless input: load what has come, every so often.",
-        type=click.FloatRange(1, 10**6))
+@option(
+    "--commit-every",
+    "SECONDS",
+    "Endless input: load what has come, every so often.",
+    type=Text(parse_seconds),
+)
 @option("--dry-run", None, "Count and report; write nothing.", is_flag=True)
-@option("--format", None, "Report on standard output.", default="table",
-        type=click.Choice(list(LAYOUTS)))
-@option("--plot", "FILE", "Draw the whole active_user_table as .png, .svg or .pdf.")
-@option("--progress/--no-progress", None, "Progress bar on standard error.", default=None,
-        show_default="on a terminal")
+@option(
+    "--format",
+    None,
+    "Report on standard output.",
+    type=click.Choice(list(FORMATTERS)),
+    default="table",
+)
+@option(
+    "--plot",
+    "FILE",
+    "Draw the whole active_user_table as .png, .svg or .pdf.",
+    type=Text(parse_picture),
+)
+@option(
+    "--progress/--no-progress",
+    None,
+    "Progress bar on standard error.",
+    default=None,
+    show_default="on a terminal",
+)
 @option("-q, --quiet", None, "No report on standard output.", is_flag=True)
-@click.version_option(__version__, message="%(version)s")
+@click.version_option(__version__, message="%(version)s", allow_from_autoenv=False)
 def main(
-    events: tuple[str, ...], db: str, timezone: str, event_name: tuple[str, ...],
-    min_engagement_msec: int, valuable_event: tuple[str, ...], dates: str | None, replace: bool,
-    max_bad_records: int, rejects: str | None, validate: bool, workers: int | None,
-    cluster: str | None, commit_every: float | None, dry_run: bool, format: str,
-    plot: str | None, progress: bool | None, quiet: bool,
+    events: tuple[str, ...],
+    db: str,
+    timezone: str,
+    event_name: tuple[str, ...],
+    min_engagement_msec: int,
+    valuable_event: tuple[str, ...],
+    dates: DateRange | None,
+    incremental: bool,
+    replace: bool,
+    max_bad_records: int,
+    rejects: str | None,
+    validate: bool,
+    workers: int | None,
+    cluster: str | None,
+    commit_every: float | None,
+    dry_run: bool,
+    format: str,
+    plot: str | None,
+    progress: bool | None,
+    quiet: bool,
 ) -> None:
     """Load the number of active users per day from analytics events into SQL.
 
     \b
     Examples:
       python load_active_users.py data/bq-results-sample-data.jsons
-      python load_active_users.py --db /srv/a.db /srv/events/*.json.gz
+      python load_active_users.py --incremental --db /srv/a.db /srv/events/*.json.gz
       python load_active_users.py --db /srv/a.db --plot users.png
       some-producer | python load_active_users.py --commit-every 5 -
 
     EVENTS are newline-delimited JSON files as BigQuery exports them, also
     compressed (gzip, zstd), URLs, or - for standard input. They are loaded in
-    one transaction; what was loaded before is not counted twice. Every option
-    can be set in the environment too: LOAD_ACTIVE_USERS_DB, ...
+    one transaction; a user is counted once per date, however often files are
+    loaded. Every option can be set in the environment too:
+    LOAD_ACTIVE_USERS_DB, ...
     """
-    if not commit_every:
-        handle_stops(stop)
+    names, globs = sort_unique(event_name), sort_unique(valuable_event)
+    job = Job(
+        events,
+        db,
+        Rule(timezone, names, min_engagement_msec, globs),
+        dates or DateRange(),
+        replace=replace,
+        validate=validate,
+        dry_run=dry_run,
+        max_bad_records=max_bad_records,
+    )
     with contextlib.ExitStack() as stack:
-        check_options(events, db, dates, replace, cluster, commit_every, dry_run, plot)
-        sources = [source for event in events for source in expanded(event)]
-        check_files(sources, db, rejects, plot)
-        for output in (rejects, plot, None if is_postgres(db) or not events else db):
-            if output and not dry_run:
-                check_writable(output, may_be_pipe=output == rejects)
-        rule = make_rule(dates, timezone, event_name, min_engagement_msec, valuable_event)
+        stack.enter_context(report_errors())
+        is_live = commit_every is not None
+        stack.enter_context(job.stopper.handle_signals(list_signals(is_live)))
+        check_options(job, incremental, plot, cluster, commit_every)
+        if plot or cluster or any(map(is_url, (db, *events))):
+            stack.enter_context(silence_libraries())
+        sources = [source for event in events for source in expand_wildcards(event)]
+        check_files(sources, {"--db": db, "--rejects": rejects, "--plot": plot})
+        written = [rejects, plot]
+        if events and not is_postgres(db):
+            written.append(db)
+        for path in filter(None, () if dry_run else written):
+            check_writable(path)
         if events:
-            check_database(db, rule, dry_run, may_wait=bool(commit_every))
-            file = stack.enter_context(opened_rejects(rejects)) if rejects and not dry_run else None
-            size = CLUSTER_RANGE if cluster else BATCH
-            at_once = [] if commit_every else sources
-            parts = [part for source in at_once for part in ranges(source, size)]
-            kind = LiveLoader if commit_every else Loader
-            with progress_bar(progress, parts) as bar:  # which is wiped before the report
-                loader = kind(
-                    events, db, rule, dates, replace=replace, validate=validate, dry_run=dry_run,
-                    max_bad_records=max_bad_records, rejects=file, bar=bar,
-                    every=commit_every or 0, report=Report(shows_removed=replace),
+            check_database(job, may_wait=is_live)
+            file = None
+            if rejects and not dry_run:
+                file = stack.enter_context(open_rejects(rejects))
+            if commit_every:
+                report = load_live(job, sources, file, progress, commit_every)
+            else:
+                report = load_batch(
+                    job, sources, file, progress, incremental, workers, cluster
                 )
-                if isinstance(loader, LiveLoader):
-                    loader.load_arriving(sources)
-                else:
-                    loader.load_once(scanned(parts, loader.scanner(), workers, cluster))
-            loader.warn()
+            warn(job, report)
             if not quiet:
-                print_report(LAYOUTS[format](loader.report))
+                print_report(FORMATTERS[format](report))
         if plot and not dry_run:
             plot_table(plot, db)
-# fmt: on
 
 
-if IS_COMMAND:
-    open_standard_streams()
-    gc.freeze()  # what was imported stays: to look through it again and again takes a tenth
+if IS_SCRIPT:
+    gc.freeze()  # the collector need not look through what was imported
     gc.enable()
-    with exit_status():
-        main(standalone_mode=False)
+    with standard_streams():
+        main()

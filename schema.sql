@@ -1,7 +1,10 @@
--- The database of load_active_users.py, as SQLite spells it: sqlite3 active_user_table.db < schema.sql
--- For PostgreSQL the loader translates it: INTEGER, REAL, WITHOUT ROWID, date(x, '+n days'),
--- julianday(x) and PRAGMA user_version are all of SQLite's own that may stand here.
--- A column with a DEFAULT, NOT NULL as all are, is newer than version 1.0.0: its tables are given it.
+-- The tables of load_active_users.py, in SQLite's dialect:
+--
+--     sqlite3 active_user_table.db < schema.sql
+--
+-- The loader creates them itself, and translates them for PostgreSQL: INTEGER, REAL,
+-- WITHOUT ROWID, date(x, '+n days'), julianday(x) and DROP VIEW. A column that was added
+-- after version 1.0.0 is NOT NULL and has a DEFAULT, so that older tables can get it.
 
 -- The table to plot: the count by date of active_user, but for dates whose users were deleted.
 CREATE TABLE IF NOT EXISTS active_user_table (
@@ -38,11 +41,20 @@ CREATE TABLE IF NOT EXISTS load_log (
     bad_records INTEGER NOT NULL,
     added INTEGER NOT NULL,                     -- users by date that were new to the table
     removed INTEGER NOT NULL DEFAULT 0,         -- users by date that --replace took out of it
-    left_out INTEGER NOT NULL DEFAULT 0         -- users by date that came too late for a final date
+    left_out INTEGER NOT NULL DEFAULT 0,        -- users by date that came too late for a final date
+    skipped_files INTEGER NOT NULL DEFAULT 0    -- files that --incremental did not read again
 );
 
--- Of this schema.
-PRAGMA user_version = 2;
+-- One row per file or URL that a committed load has read, for --incremental. A later load
+-- of the file brings it up to date. To load everything again, delete the rows.
+CREATE TABLE IF NOT EXISTS loaded_file (
+    path TEXT PRIMARY KEY NOT NULL,             -- absolute, or a URL without its query; non-ASCII as \u....
+    version TEXT NOT NULL,                      -- size in bytes, and modification time in ns or ETag
+    loaded_at TEXT NOT NULL,                    -- UTC, YYYY-MM-DDTHH:MM:SSZ
+    load_id TEXT NOT NULL,                      -- of load_log
+    first_date DATE NOT NULL,                   -- the dates that counted in that load
+    last_date DATE                              -- NULL: up to the day after the load
+) WITHOUT ROWID;
 
 -- For each date of active_user_table: who was active in the 7 days that end on it (weekly) and in the
 -- 28 (monthly), the share of the monthly ones who came on the date (stickiness), how long the series
