@@ -2196,8 +2196,41 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w")
 
 
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """SHIM: leave this process as it was."""
+    import logging
+
+    numbers = (*STOPS, signal.SIGHUP, signal.SIGALRM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    disabled, filters = logging.root.manager.disable, warnings.filters[:]
+    variables, directory, hook = dict(os.environ), os.getcwd(), sys.unraisablehook
+    try:
+        yield
+    finally:
+        if not os.environ.get("SHIM_OFF"):
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            logging.disable(disabled)
+            warnings.filters[:] = filters
+            os.environ.clear()
+            os.environ.update(variables)
+            os.chdir(directory)
+            sys.unraisablehook = hook
+
+
+class Shim(click.Command):
+    """SHIM: main reports errors itself, and leaves nothing behind in this process."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        with as_it_was(), exit_status():
+            sys.exit(super().main(*args, standalone_mode=False, **extra) or 0)
+
+
 # fmt: off
-@click.command(context_settings={
+@click.command(cls=Shim, context_settings={
     "auto_envvar_prefix": "LOAD_ACTIVE_USERS", "help_option_names": ["-h", "--help"],
     "max_content_width": 80, "show_default": True})
 @click.argument("events", nargs=-1, type=Text(), metavar="EVENTS...")
