@@ -1,4 +1,4 @@
-"""Scanning on a real Dask cluster: a scheduler and workers, started as processes on the loopback
+"""Scanning on a real Dask cluster: a scheduler and workers on the loopback
 interface."""
 
 import gzip
@@ -8,85 +8,25 @@ import platform
 import re
 import signal
 import socket
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.metadata import version as metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DASK, SAMPLE, Forked, Loader, Process, event, lines, wait_for
-from test_robust import INTERRUPTED, ROWS, of_users, start, usage
+from helpers import (
+    INTERRUPTED,
+    SAMPLE,
+    SAMPLE_LINES,
+    Loader,
+    event,
+    lines,
+    make_rule,
+    numbered_sample,
+)
+from servers import Cluster
 
-from load_active_users import LoadError, Scanner, ranges, rule_of, scan_on_cluster
-
-MODULES = ("distributed", "msgpack", "distributed.comm.tcp")
-
-
-@pytest.fixture
-def loader(loader: Loader) -> Loader:
-    loader.modules = MODULES
-    return loader
-
-
-class Cluster:
-    """A scheduler, and workers of one thread."""
-
-    def __init__(self, directory: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.directory = directory
-        self.address = f"tcp://127.0.0.1:{port}"
-        self.processes: list[Process] = []
-        self.run("scheduler", "--port", str(port))
-
-        def answers() -> bool:
-            with socket.socket() as client:
-                return client.connect_ex(("127.0.0.1", port)) == 0
-
-        assert wait_for(answers)
-
-    def run(self, what: str, *args: str, before: tuple[str, ...] = (), **env: str) -> Process:
-        command = [sys.executable, str(DASK), what, "--host", "127.0.0.1", "--no-dashboard", *args]
-        log = (self.directory / f"{len(self.processes)}.log").open("wb")
-        environment = {**os.environ, **env}
-        self.processes.append(
-            Forked(
-                (*MODULES, "distributed.cli.dask_scheduler", "distributed.cli.dask_worker"),
-                [*before, *command],
-                cwd=self.directory,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-        )
-        return self.processes[-1]
-
-    def worker(self, before: tuple[str, ...] = (), **env: str) -> Process:
-        """Start a worker, and wait until the scheduler knows it."""
-        number = len(self.processes)
-        options = ["--nthreads", "1", "--local-directory", str(self.directory), "--no-nanny"]
-        process = self.run("worker", self.address, *options, before=before, **env)
-        log = self.directory / f"{number}.log"
-        assert wait_for(lambda: b"Registered to" in log.read_bytes()), log.read_text()
-        return process
-
-    def is_scanning(self, load: Process, source: Path) -> bool:
-        """Wait until a worker reads a source, of a load that goes on."""
-
-        def reads(process: Process) -> bool:
-            with suppress(OSError):
-                links = Path(f"/proc/{process.pid}/fd").iterdir()
-                return str(source) in map(os.readlink, links)
-            return False
-
-        return bool(wait_for(lambda: any(map(reads, self.processes)))) and load.poll() is None
-
-    def stop(self) -> None:
-        for process in reversed(self.processes):
-            process.kill()
-            process.wait()
+from load_active_users import LoadError, Scanner, ranges, scan_on_cluster
 
 
 @pytest.fixture
@@ -98,10 +38,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_for_a_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of two ranges and a bit, with five bad records."""
     path = tmp_path_factory.mktemp("large") / "large.jsons"
-    samples = [of_users(number) for number in range(7)]
+    samples = [numbered_sample(number) for number in range(7)]
     with path.open("wb") as file:
         for number in range(250):
             file.write(samples[number % 7])
@@ -109,8 +49,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_cluster_changes_nothing(loader: Loader, cluster: Cluster, large: Path) -> None:
-    packed = loader.directory / loader.file(gzip.compress(SAMPLE.read_bytes() + b"bad"), "x.gz")
+def test_a_cluster_changes_nothing(
+    loader: Loader, cluster: Cluster, large_for_a_cluster: Path
+) -> None:
+    packed = loader.directory / loader.file(
+        gzip.compress(SAMPLE.read_bytes() + b"bad"), "x.gz"
+    )
     for _ in range(2):
         cluster.worker()
     results: list[tuple[Any, ...]] = []
@@ -118,7 +62,9 @@ def test_a_cluster_changes_nothing(loader: Loader, cluster: Cluster, large: Path
         loader.db = loader.directory / f"{len(results)}.db"
         rejects = loader.directory / f"{len(results)}.rejects"
         args = ["--db", loader.db, "--max-bad-records", 99, "--rejects", rejects]
-        done = loader.run(*options, *args, "--format", "json", large, packed, SAMPLE)
+        done = loader.run(
+            *options, *args, "--format", "json", large_for_a_cluster, packed, SAMPLE
+        )
         assert done.returncode == 0, done
         content = [row for row in loader.content() or () if "load_log" not in row]
         results.append((done.stdout, done.stderr, rejects.read_bytes(), content))
@@ -127,12 +73,19 @@ def test_a_cluster_changes_nothing(loader: Loader, cluster: Cluster, large: Path
 
 
 def test_a_worker_that_is_killed_is_made_up_for(
-    loader: Loader, cluster: Cluster, large: Path
+    loader: Loader, cluster: Cluster, large_for_a_cluster: Path
 ) -> None:
     workers = [cluster.worker() for _ in range(2)]
-    options = ["--cluster", cluster.address, "--max-bad-records", 1000, "--format", "json"]
-    with start(loader, *options, *[large] * 4) as load:
-        assert cluster.is_scanning(load, large)
+    options = [
+        "--cluster",
+        cluster.address,
+        "--max-bad-records",
+        1000,
+        "--format",
+        "json",
+    ]
+    with loader.start(*options, *[large_for_a_cluster] * 4) as load:
+        assert cluster.is_scanning(load, large_for_a_cluster)
         workers[0].kill()
         out, _ = load.communicate(timeout=120)
     assert load.returncode == 0
@@ -143,13 +96,15 @@ def test_a_worker_that_is_killed_is_made_up_for(
     assert report["bad_records"] == 4 * 5
 
 
-def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, large: Path) -> None:
+def test_a_cluster_that_loses_all_workers(
+    loader: Loader, cluster: Cluster, large_for_a_cluster: Path
+) -> None:
     workers = [cluster.worker() for _ in range(2)]
     loader.load(SAMPLE)
     before = loader.content()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
-    with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load, large)
+    with loader.start(*options, *[large_for_a_cluster] * 40) as load:
+        assert cluster.is_scanning(load, large_for_a_cluster)
         for worker in workers:
             worker.kill()
         out, err = load.communicate(timeout=120)
@@ -159,24 +114,33 @@ def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, larg
         b"",
         f"Error: {cluster.address}: has no workers any more; start some and load again",
     )
-    assert [line for line in bad if not line.startswith(f"{large}:")] == []
+    assert [
+        line for line in bad if not line.startswith(f"{large_for_a_cluster}:")
+    ] == []
     assert loader.content() == before
 
 
-def test_a_cluster_whose_scheduler_is_lost(loader: Loader, cluster: Cluster, large: Path) -> None:
+def test_a_cluster_whose_scheduler_is_lost(
+    loader: Loader, cluster: Cluster, large_for_a_cluster: Path
+) -> None:
     cluster.worker()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
-    with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load, large)
+    with loader.start(*options, *[large_for_a_cluster] * 40) as load:
+        assert cluster.is_scanning(load, large_for_a_cluster)
         cluster.processes[0].kill()
         out, err = load.communicate(timeout=120)
     bad, error = messages(err)
     assert (load.returncode, out, error) == (
         1,
         b"",
-        f"Error: {cluster.address}: the scheduler was lost; check that it runs, and load again",
+        (
+            f"Error: {cluster.address}: the scheduler was lost; check that it runs, and"
+            " load again"
+        ),
     )
-    assert [line for line in bad if not line.startswith(f"{large}:")] == []
+    assert [
+        line for line in bad if not line.startswith(f"{large_for_a_cluster}:")
+    ] == []
     assert not loader.db.exists()
 
 
@@ -186,16 +150,20 @@ def messages(err: bytes) -> tuple[list[str], str]:
     return [line for line in bad if not line.startswith("and ")], error
 
 
-def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
+def test_ctrl_c_ends_it(
+    loader: Loader, cluster: Cluster, large_for_a_cluster: Path
+) -> None:
     cluster.worker()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
-    with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load, large)
+    with loader.start(*options, *[large_for_a_cluster] * 40) as load:
+        assert cluster.is_scanning(load, large_for_a_cluster)
         load.send_signal(signal.SIGINT)
         out, err = load.communicate(timeout=60)
     bad, end = messages(err)
     assert (load.returncode, out, f"{end}\n".encode()) == (130, b"", INTERRUPTED)
-    assert [line for line in bad if not line.startswith(f"{large}:")] == []
+    assert [
+        line for line in bad if not line.startswith(f"{large_for_a_cluster}:")
+    ] == []
     assert not loader.db.exists()
     # the cluster is free again
     assert loader.load("--cluster", cluster.address, SAMPLE)["lines"] == 1000
@@ -206,7 +174,10 @@ NOBODY = "no Dask scheduler answers there; check the address and that it runs"
 
 def test_clusters_that_cannot_be_used(loader: Loader) -> None:
     for address in ("nonsense://x", "tcp://127.0.0.1:1"):
-        assert loader.refuse("--cluster", address, SAMPLE) == f"Error: {address}: {NOBODY}\n"
+        assert (
+            loader.refuse("--cluster", address, SAMPLE)
+            == f"Error: {address}: {NOBODY}\n"
+        )
     secret = "tls://bob:S3CRT@127.0.0.1:x"
     assert "S3CRT" not in loader.refuse("--cluster", secret, SAMPLE)
     assert list(loader.directory.iterdir()) == []
@@ -215,35 +186,32 @@ def test_clusters_that_cannot_be_used(loader: Loader) -> None:
 def test_a_server_that_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes what a client sends, and answers nothing."""
     monkeypatch.setattr("load_active_users.CLUSTER_SECONDS", 1)
-    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    rule = make_rule("UTC")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        found = scan_on_cluster(ranges(str(SAMPLE), 1 << 20), Scanner(rule, ("", "9")), address)
+        found = scan_on_cluster(
+            ranges(str(SAMPLE), 1 << 20), Scanner(rule, ("", "9")), address
+        )
         with pytest.raises(LoadError) as refused:
             next(found)
     assert str(refused.value) == f"{address}: {NOBODY}"
 
 
 def test_a_configuration_of_dask_that_cannot_be_read(loader: Loader) -> None:
-    loader.modules = ()
     file = loader.directory / loader.file(b"{{{", "dask.yaml")
-    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", SAMPLE, env={"DASK_CONFIG": str(file)})
+    said = loader.refuse(
+        "--cluster", "tcp://127.0.0.1:1", SAMPLE, env={"DASK_CONFIG": str(file)}
+    )
     what = f"Error: Dask: ValueError: A dask config file at '{file}' is malformed"
     assert said.startswith(what)
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["-"], ["--commit-every", 5, SAMPLE]], ids=["-", "live"])
-def test_what_a_cluster_cannot_do(loader: Loader, options: list[object]) -> None:
-    what = "--cluster can't be combined with --commit-every or standard input"
-    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", *options, status=2)
-    assert said == usage(what)
-
-
 def test_a_cluster_without_workers(loader: Loader, cluster: Cluster) -> None:
     what = f"has no workers; start some with: dask worker {cluster.address}"
-    assert loader.refuse("--cluster", cluster.address, SAMPLE) == (
-        f"Error: {cluster.address}: {what}\n"
+    assert (
+        loader.refuse("--cluster", cluster.address, SAMPLE)
+        == f"Error: {cluster.address}: {what}\n"
     )
 
 
@@ -255,7 +223,9 @@ versions.get_package_info = of_packages
 """
 
 
-@pytest.mark.parametrize("found", ["msgspec 0.1.2", "stringzilla 0.1.2", "python 3.10.1.final.0"])
+@pytest.mark.parametrize(
+    "found", ["msgspec 0.1.2", "stringzilla 0.1.2", "python 3.10.1.final.0"]
+)
 def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
     site = loader.directory / "site"
     package, version = found.split()
@@ -268,13 +238,19 @@ def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
         (site / "sitecustomize.py").write_text(OTHER_PYTHON)
     cluster.worker(PYTHONPATH=str(site))
     said = loader.refuse("--cluster", cluster.address, SAMPLE)
-    ours = platform.python_version() + ".final.0" if package == "python" else metadata(package)
+    ours = (
+        platform.python_version() + ".final.0"
+        if package == "python"
+        else metadata(package)
+    )
     what = f"has {found}, where {ours} is used here; install the same requirements.txt"
     start = f"Error: {cluster.address}: the worker "
     assert re.fullmatch(rf"{start}tcp://127.0.0.1:\d+ {re.escape(what)}\n", said)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hide a directory from a worker")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root, to hide a directory from a worker"
+)
 def test_a_file_that_the_workers_do_not_see(loader: Loader, cluster: Cluster) -> None:
     hidden = loader.directory / "hidden"
     hidden.mkdir()
@@ -282,20 +258,22 @@ def test_a_file_that_the_workers_do_not_see(loader: Loader, cluster: Cluster) ->
     script = f'mount -t tmpfs none {hidden} && exec "$@"'
     cluster.worker(before=("unshare", "--mount", "sh", "-c", script, "sh"))
     said = loader.refuse("--cluster", cluster.address, SAMPLE, hidden / "x.jsons")
-    assert said == (
-        f"Error: {hidden}/x.jsons:1: No such file or directory (on a worker of {cluster.address})\n"
+    assert (
+        said == f"Error: {hidden}/x.jsons:1: No such file or directory (on a worker of"
+        f" {cluster.address})\n"
     )
 
 
 def test_no_range_is_left_out_while_there_are_no_workers(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a moment, between two tasks: as the scheduler sees it, there is none but at the start."""
+    """For a moment, between two tasks: as the scheduler sees it, there is none but at
+    the start."""
     import distributed  # which other processes of the tests can do without
 
     cluster.worker()
     path = tmp_path / "events.jsons"
-    path.write_bytes(b"".join(ROWS))
+    path.write_bytes(b"".join(SAMPLE_LINES))
     real, calls = distributed.Client.nthreads, []
 
     def nthreads(client: distributed.Client) -> dict[str, int]:
@@ -304,7 +282,7 @@ def test_no_range_is_left_out_while_there_are_no_workers(
         return some if len(calls) <= 2 else {}
 
     monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
-    rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
+    rule = make_rule()
     scan = Scanner(rule, ("2000-01-01", "2099-12-31"))
     parts = ranges(str(path), 200_000)
     found = list(scan_on_cluster(parts, scan, cluster.address))

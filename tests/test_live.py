@@ -1,4 +1,5 @@
-"""Live: pipes without end, signals at any moment, and databases that refuse for a while."""
+"""Live loads: pipes without end, signals at any moment, databases that refuse for a
+while."""
 
 import fcntl
 import gzip
@@ -12,7 +13,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -23,19 +23,32 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import ROOT, SAMPLE, Forked, Loader, Process, event, lines, wait_for
+from helpers import (
+    NOT_AN_OBJECT,
+    ROOT,
+    SAMPLE,
+    Loader,
+    Process,
+    event,
+    lines,
+    make_rule,
+    wait_for,
+)
 
-from load_active_users import BATCH, BLOCK, LiveLoader, arriving, rule_of
+from load_active_users import BATCH, BLOCK, LiveLoader, arriving
 
 MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
 LOCKED = (
-    "active_user_table.db: database is locked; another program keeps it locked; try again when "
+    "active_user_table.db: database is locked; another program keeps it locked; try"
+    " again when "
 )
 LOCKED += "that is done"
 FULL = "small/a.db: database or disk is full; free some disk space and load again"
 WAITS = "; what was read waits, trying again every 1 s"
-COMPRESSED = "is compressed twice, or a compressed live pipe; decompress it first: zcat, or zstdcat"
-NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
+COMPRESSED = (
+    "is compressed twice, or a compressed live pipe; decompress it first: zcat, or"
+    " zstdcat"
+)
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NAMES = [number.name for number in STOPS]
 
@@ -64,7 +77,9 @@ class Live:
 
     def await_read(self) -> None:
         """Wait until nothing is left in the pipe."""
-        assert wait_for(lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)) == bytes(4))
+        assert wait_for(
+            lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)) == bytes(4)
+        )
 
     def users(self) -> list[str]:
         if not self.loader.db.exists():
@@ -96,7 +111,8 @@ class Live:
         self.process.stdin = None  # which communicate would flush
 
     def end(self) -> tuple[int, str, str]:
-        """The exit status, standard output and standard error, after the end of the pipe."""
+        """The exit status, standard output and standard error, after the end of the
+        pipe."""
         out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out.decode(), self.said()
 
@@ -148,8 +164,11 @@ def test_a_pipe_is_committed_as_it_goes(live: Start) -> None:
 
 
 def test_a_run_has_one_row_in_the_log(live: Start) -> None:
-    """Brought up to date by each commit; users that are sent again are not added again."""
-    query = "SELECT lines, blank_lines, active_events, added, removed, bytes FROM load_log"
+    """Brought up to date by each commit; users that are sent again are not added
+    again."""
+    query = (
+        "SELECT lines, blank_lines, active_events, added, removed, bytes FROM load_log"
+    )
     pipe = live("--format", "json")
     first, second = lines(event("a"), event("b"), b""), lines(event("a"), event("c"))
     pipe.write(first)
@@ -161,7 +180,9 @@ def test_a_run_has_one_row_in_the_log(live: Start) -> None:
     status, out, err = pipe.end()
     assert (status, err) == (0, "")
     assert json.loads(out) == {
-        "dates": [{"date": "2019-12-30", "active_user_count": 3, "added": 3, "removed": 0}],
+        "dates": [
+            {"date": "2019-12-30", "active_user_count": 3, "added": 3, "removed": 0}
+        ],
         "lines": 6,
         "engagement_events": 5,
         "active_events": 5,
@@ -179,7 +200,7 @@ def test_a_run_has_one_row_in_the_log(live: Start) -> None:
     assert sorted(pipe.loader.query(query)) == sorted([row, second_row])
 
 
-def test_nothing_is_loaded_from_nothing(live: Start) -> None:
+def test_an_empty_pipe_loads_nothing(live: Start) -> None:
     pipe = live("-q")
     assert pipe.end() == (0, "", "")
     assert not pipe.loader.db.exists()
@@ -220,34 +241,9 @@ def test_files_can_be_committed_in_parts_too(loader: Loader) -> None:
     assert loader.query("SELECT lines, added FROM load_log") == [(200_000, 64)]
 
 
-LIVE_REFUSED: dict[str, tuple[list[object], str]] = {
-    "with --replace": (
-        ["--commit-every", 5, "--replace", "--dates", "2020-01-01..2020-01-02"],
-        "Error: --commit-every can't be combined with --replace or --dry-run\n",
-    ),
-    "with --dry-run": (
-        ["--commit-every", 5, "--dry-run"],
-        "Error: --commit-every can't be combined with --replace or --dry-run\n",
-    ),
-    "nan": (
-        ["--commit-every", "nan"],
-        "Error: Invalid value for '--commit-every': nan is not a number of seconds\n",
-    ),
-    "0": (
-        ["--commit-every", 0],
-        "Error: Invalid value for '--commit-every': 0.0 is not in the range 1<=x<=1000000.\n",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", LIVE_REFUSED)
-def test_options_that_are_refused(loader: Loader, case: str) -> None:
-    options, expected = LIVE_REFUSED[case]
-    said = loader.refuse(*options, "-", status=2)
-    assert re.sub(r"(?s)^Usage: .*?\n\n", "", said) == expected
-
-
-@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"])
+@pytest.mark.parametrize(
+    "magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"]
+)
 def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     said = loader.refuse("--commit-every", 1, "-", input=magic + bytes(100))
     assert said == f"Error: -: {COMPRESSED}\n"
@@ -258,7 +254,9 @@ def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> Non
     other = lines({"x": "y" * 4000})
     rows = other * (BATCH // len(other) + 100)
     name = loader.file(gzip.compress(rows + lines(event("a")) + b"bad", 1), "a.gz")
-    pipe = Live(loader, loader.command("--commit-every", 1000, "--max-bad-records", 1, name))
+    pipe = Live(
+        loader, loader.command("--commit-every", 1000, "--max-bad-records", 1, name)
+    )
     what = "is not a JSON object, {...}: one event per line is expected"
     number = rows.count(b"\n") + 2
     status, out, said = pipe.end()
@@ -267,89 +265,7 @@ def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> Non
     assert pipe.users() == ["a"]
 
 
-def test_the_command_in_the_readme(loader: Loader) -> None:
-    """Its pipe, with a producer that ends."""
-    blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]
-    (command,) = [block.split("```")[0] for block in blocks if block.startswith("some-producer")]
-    loader.file(lines(event("a"), b"bad", event("b")))
-    python = f"{shlex.quote(sys.executable)} {ROOT}/load_active_users.py"
-    command = command.replace("some-producer", "cat events.jsons")
-    command = command.replace(".venv/bin/python load_active_users.py", python)
-    done = subprocess.run(["sh", "-c", command], cwd=loader.directory, capture_output=True)
-    assert (done.returncode, done.stderr.decode()) == (0, f"-:2: {NO_OBJECT}\n")
-    assert loader.table() == {"2019-12-30": 2}
-    assert (loader.directory / "bad.jsons").read_bytes() == b"bad\n"
-
-
-# -- Bad records
-
-
-def test_each_interval_may_have_bad_records(live: Start) -> None:
-    """As many as --max-bad-records; all are in the file of rejects, with the lines they had."""
-    pipe = live("--max-bad-records", 2, "--rejects", "bad.jsons")
-    pipe.write(b"one\ntwo\n" + lines(event("a")))
-    pipe.await_users("a")
-    rejects = pipe.loader.directory / "bad.jsons"
-    assert rejects.read_bytes() == b"one\ntwo\n"
-    pipe.write(b"three\n" + lines(event("b")) + b"four\n")
-    pipe.await_users("a", "b")
-    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\n"
-    pipe.stdin.write(lines(event("c")) + b"five\nsix\nseven\n")
-    status, out, err = pipe.end()
-    assert (status, out) == (1, "")
-    more = "more than --max-bad-records 2; nothing was loaded since the last commit"
-    assert err.splitlines() == [
-        *(f"-:{number}: {NO_OBJECT}" for number in (1, 2, 4, 6, 8, 9, 10)),
-        "not stored: the last lines that were read (4), up to -:10",
-        f"Error: bad records: 3, {more}",
-    ]
-    assert pipe.users() == ["a", "b"]
-    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n"
-    bad = pipe.loader.query("SELECT lines, active_events, bad_records FROM load_log")
-    assert bad == [(6, 2, 4)]
-
-
-def test_each_interval_shows_its_first_twenty(live: Start) -> None:
-    pipe = live("--max-bad-records", 99, "-q")
-    expected = []
-    line = 0
-    users = []
-    for user, count, more in (("a", 15, ""), ("b", 21, "1 more bad record"), ("c", 25, "5 more")):
-        pipe.write(b"bad\n" * count + lines(event(user)))
-        users.append(user)
-        pipe.await_users(*users)
-        expected += [f"-:{line + n}: {NO_OBJECT}" for n in range(1, min(count, 20) + 1)]
-        expected += {"": [], "5 more": ["and 5 more bad records"]}.get(more, [f"and {more}"])
-        line += count + 1
-    status, _, err = pipe.end()
-    assert (status, err.splitlines()) == (0, expected)
-
-
-def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
-    """After what was read before it has been committed."""
-    loader.file(lines(event("a")), "good.jsons")
-    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
-    pipe.stdin.write(b"\x1f\x8b" + bytes(100))
-    assert pipe.end() == (1, "", f"Error: -: {COMPRESSED}\n")
-    assert pipe.users() == ["a"]
-
-
-def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(loader: Loader) -> None:
-    """Neither is passed over in silence."""
-    loader.file(b"[{}]", "array.json")
-    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "-", "array.json"))
-    pipe.write(lines(event("a"), event("b"), b"bad"))
-    assert pipe.end() == (
-        1,
-        "",
-        f"-:3: {NO_OBJECT}\n"
-        "not stored: the last lines that were read (3), up to -:3\n"
-        "Error: array.json:1: is a JSON array; make it one event per line: jq -c '.[]'\n",
-    )
-    assert not loader.db.exists()
-
-
-def test_a_directory_is_no_pipe(loader: Loader) -> None:
+def test_a_directory(loader: Loader) -> None:
     said = loader.refuse("-q", "--commit-every", 1000, loader.directory)
     assert said == f"Error: {loader.directory}: Is a directory; name the files in it\n"
 
@@ -361,37 +277,6 @@ def test_a_file_that_is_called_like_standard_input(live: Start) -> None:
     pipe.await_users("a")
     pipe.close()
     assert pipe.end() == (0, "", "")
-
-
-def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
-    """After what came before them has been committed; what came with them is not forgotten."""
-    loader.file(lines(event("a")), "good.jsons")
-    options = ["-q", "--commit-every", 1000, "--max-bad-records", 9, "--rejects", "/dev/full"]
-    pipe = Live(loader, loader.command(*options, "good.jsons", "-"))
-    pipe.write(lines(event("b"), b"bad"))
-    assert pipe.end() == (
-        1,
-        "",
-        "-:2: is not a JSON object, {...}: one event per line is expected\n"
-        "not stored: the last lines that were read (2), up to -:2\n"
-        "Error: /dev/full: No space left on device; free some disk space and load again\n",
-    )
-    assert pipe.users() == ["a"]
-
-
-def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
-    pipe = live("-q")
-    pipe.write(lines(event("a")))
-    pipe.await_users("a")
-    with closing(sqlite3.connect(pipe.loader.db)) as db:
-        db.execute("DROP TABLE active_user")
-    pipe.write(lines(event("b"), event("c")))
-    what = "it has no column active_user.date of type DATE: it is not one of "
-    assert pipe.process.wait(30) == 1
-    assert pipe.said() == (
-        "not stored: the last lines that were read (2), up to -:3\n"
-        f"Error: active_user_table.db: {what}load_active_users.py; choose another --db\n"
-    )
 
 
 def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
@@ -411,6 +296,130 @@ def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
             assert next(part.data for part in found if part.data) == b"a\n"
 
 
+# -- Bad records
+
+
+def test_each_interval_may_have_bad_records(live: Start) -> None:
+    """As many as --max-bad-records; all are in the file of rejects, with the lines they
+    had."""
+    pipe = live("--max-bad-records", 2, "--rejects", "bad.jsons")
+    pipe.write(b"one\ntwo\n" + lines(event("a")))
+    pipe.await_users("a")
+    rejects = pipe.loader.directory / "bad.jsons"
+    assert rejects.read_bytes() == b"one\ntwo\n"
+    pipe.write(b"three\n" + lines(event("b")) + b"four\n")
+    pipe.await_users("a", "b")
+    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    pipe.stdin.write(lines(event("c")) + b"five\nsix\nseven\n")
+    status, out, err = pipe.end()
+    assert (status, out) == (1, "")
+    more = "more than --max-bad-records 2; nothing was loaded since the last commit"
+    assert err.splitlines() == [
+        *(f"-:{number}: {NOT_AN_OBJECT}" for number in (1, 2, 4, 6, 8, 9, 10)),
+        "not stored: the last lines that were read (4), up to -:10",
+        f"Error: bad records: 3, {more}",
+    ]
+    assert pipe.users() == ["a", "b"]
+    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n"
+    bad = pipe.loader.query("SELECT lines, active_events, bad_records FROM load_log")
+    assert bad == [(6, 2, 4)]
+
+
+def test_each_interval_shows_its_first_twenty(live: Start) -> None:
+    pipe = live("--max-bad-records", 99, "-q")
+    expected = []
+    line = 0
+    users = []
+    for user, count, more in (
+        ("a", 15, ""),
+        ("b", 21, "1 more bad record"),
+        ("c", 25, "5 more"),
+    ):
+        pipe.write(b"bad\n" * count + lines(event(user)))
+        users.append(user)
+        pipe.await_users(*users)
+        expected += [
+            f"-:{line + n}: {NOT_AN_OBJECT}" for n in range(1, min(count, 20) + 1)
+        ]
+        expected += {"": [], "5 more": ["and 5 more bad records"]}.get(
+            more, [f"and {more}"]
+        )
+        line += count + 1
+    status, _, err = pipe.end()
+    assert (status, err.splitlines()) == (0, expected)
+
+
+def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
+    """After what was read before it has been committed."""
+    loader.file(lines(event("a")), "good.jsons")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
+    pipe.stdin.write(b"\x1f\x8b" + bytes(100))
+    assert pipe.end() == (1, "", f"Error: -: {COMPRESSED}\n")
+    assert pipe.users() == ["a"]
+
+
+def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(
+    loader: Loader,
+) -> None:
+    """Neither is passed over in silence."""
+    loader.file(b"[{}]", "array.json")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "-", "array.json"))
+    pipe.write(lines(event("a"), event("b"), b"bad"))
+    assert pipe.end() == (
+        1,
+        "",
+        (
+            f"-:3: {NOT_AN_OBJECT}\nnot stored: the last lines that were read (3), up"
+            " to -:3\nError: array.json:1: is a JSON array; make it one event per"
+            " line: jq -c '.[]'\n"
+        ),
+    )
+    assert not loader.db.exists()
+
+
+def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
+    """After what came before them has been committed; what came with them is not
+    forgotten."""
+    loader.file(lines(event("a")), "good.jsons")
+    options = [
+        "-q",
+        "--commit-every",
+        1000,
+        "--max-bad-records",
+        9,
+        "--rejects",
+        "/dev/full",
+    ]
+    pipe = Live(loader, loader.command(*options, "good.jsons", "-"))
+    pipe.write(lines(event("b"), b"bad"))
+    assert pipe.end() == (
+        1,
+        "",
+        (
+            "-:2: is not a JSON object, {...}: one event per line is expected\nnot"
+            " stored: the last lines that were read (2), up to -:2\nError: /dev/full:"
+            " No space left on device; free some disk space and load again\n"
+        ),
+    )
+    assert pipe.users() == ["a"]
+
+
+def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
+    pipe = live("-q")
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    with closing(sqlite3.connect(pipe.loader.db)) as db:
+        db.execute("DROP TABLE active_user")
+    pipe.write(lines(event("b"), event("c")))
+    what = "it has no column active_user.date of type DATE: it is not one of "
+    assert pipe.process.wait(30) == 1
+    assert (
+        pipe.said()
+        == "not stored: the last lines that were read (2), up to -:3\nError:"
+        f" active_user_table.db: {what}load_active_users.py; choose another --db\n"
+    )
+
+
 # -- Signals
 
 
@@ -420,7 +429,8 @@ def many_events() -> bytes:
 
 
 class Feed:
-    """Writes into a pipe whatever it takes, and knows in the end what was read of it."""
+    """Writes into a pipe whatever it takes, and knows in the end what was read of
+    it."""
 
     def __init__(self, pause: float, cut: int) -> None:
         self.read_end, write_end = os.pipe()
@@ -431,7 +441,9 @@ class Feed:
         def write() -> None:
             with open(write_end, "wb", buffering=0) as file, suppress(BrokenPipeError):
                 while not self.done.is_set() and self.written < len(self.data):
-                    self.written += file.write(self.data[self.written : self.written + cut]) or 0
+                    self.written += (
+                        file.write(self.data[self.written : self.written + cut]) or 0
+                    )
                     self.done.wait(pause)
 
         self.thread = threading.Thread(target=write)
@@ -440,7 +452,9 @@ class Feed:
     def what_was_read(self) -> bytes:
         self.done.set()
         left = 0
-        while chunk := os.read(self.read_end, 1 << 20):  # until the thread has closed its end
+        while chunk := os.read(
+            self.read_end, 1 << 20
+        ):  # until the thread has closed its end
             left += len(chunk)
         self.thread.join()
         os.close(self.read_end)
@@ -448,7 +462,8 @@ class Feed:
 
 
 def has_begun(process: Process) -> bool:
-    """Whether Python has come as far as the first lines of the script, which handle signals."""
+    """Whether Python has come as far as the first lines of the script, which handle
+    signals."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = re.search(r"SigCgt:\s+(\w+)", status)
     return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
@@ -456,13 +471,15 @@ def has_begun(process: Process) -> bool:
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 @pytest.mark.parametrize(
-    ("pause", "cut"), [(0, 65_536), (0.003, 50)], ids=["a flood", "a trickle of unfinished lines"]
+    ("pause", "cut"),
+    [(0, 65_536), (0.003, 50)],
+    ids=["a flood", "a trickle of unfinished lines"],
 )
 def test_a_signal_at_any_moment_loses_nothing(
     loader: Loader, pause: float, cut: int, number: signal.Signals
 ) -> None:
-    """What was read is what the pipe has no more; its whole lines are in the table, and how much of
-    a line is left out is said."""
+    """What was read is what the pipe has no more; its whole lines are in the table, and
+    how much of a line is left out is said."""
     chance = random.Random(number * cut)
     for moment in range(MOMENTS):
         loader.db = loader.directory / f"{moment}.db"
@@ -476,9 +493,13 @@ def test_a_signal_at_any_moment_loses_nothing(
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
         *whole, rest = feed.what_was_read().split(b"\n")
-        left_out = f"-: the last line had not ended: its {len(rest)} bytes were left out\n"
+        left_out = (
+            f"-: the last line had not ended: its {len(rest)} bytes were left out\n"
+        )
         expected = [json.loads(line)["user_pseudo_id"] for line in whole]
-        there = loader.db.exists() and loader.query("SELECT user_pseudo_id FROM active_user")
+        there = loader.db.exists() and loader.query(
+            "SELECT user_pseudo_id FROM active_user"
+        )
         assert (process.returncode, err.decode()) == (0, left_out if rest else "")
         assert [user for (user,) in there or []] == expected
 
@@ -486,11 +507,11 @@ def test_a_signal_at_any_moment_loses_nothing(
 def test_after_a_signal_no_more_of_a_file_is_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is the next one opened, which is said: the signal comes when the first batch has been
-    taken."""
+    """Nor is the next one opened, which is said: the signal comes when the first batch
+    has been taken."""
     path = tmp_path / "blank.gz"
     path.write_bytes(gzip.compress((b" " * 1023 + b"\n") * (70 << 10), 1))
-    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    rule = make_rule("UTC")
     loader = LiveLoader((), "", rule, None, every=1)
     taken = loader.taken([str(path), str(tmp_path / "missing")])
     next(taken)
@@ -507,7 +528,7 @@ def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
     """All batches of it, though the signal comes when the first has been taken."""
     monkeypatch.setattr("load_active_users.BATCH", 1)
     os.mkfifo(tmp_path / "pipe")
-    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    rule = make_rule("UTC")
     loader = LiveLoader((), "", rule, None, every=1)
     taken = loader.taken([str(tmp_path / "pipe")])
     next(taken)  # it is open
@@ -551,7 +572,11 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
     command = loader.command("-q", "-")
     for moment in range(MOMENTS):
         with Process(
-            command, cwd=loader.directory, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=loader.directory,
+            env=env,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         ) as process:
             assert wait_for(partial(has_begun, process))
             time.sleep(0.1 * moment)
@@ -560,11 +585,15 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
             assert process.stderr and process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("producer", ["goes on", "is stopped, too", "was stopped before"])
+@pytest.mark.parametrize(
+    "producer", ["goes on", "is stopped, too", "was stopped before"]
+)
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_a_signal_commits_what_was_read(live: Start, number: int, producer: str) -> None:
-    """Before the interval ends. A line that a producer has not ended is none: Ctrl-C and systemd
-    stop both at about the same moment."""
+def test_a_signal_commits_what_was_read(
+    live: Start, number: int, producer: str
+) -> None:
+    """Before the interval ends. A line that a producer has not ended is none: Ctrl-C
+    and systemd stop both at about the same moment."""
     pipe = live("--format", "csv", every=1000)
     pipe.write(lines(event("a")) + b'{"event_name":')
     pipe.await_read()
@@ -606,7 +635,9 @@ def test_nohup_keeps_a_live_load_alive(live: Start, loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("number", STOPS[:2], ids=NAMES[:2])
-def test_a_signal_that_a_shell_lets_it_ignore(live: Start, loader: Loader, number: int) -> None:
+def test_a_signal_that_a_shell_lets_it_ignore(
+    live: Start, loader: Loader, number: int
+) -> None:
     """As of a command in the background."""
     command = shlex.join(loader.command("-q", "--commit-every", 1000, "-"))
     shell = f"trap '' INT TERM; exec {command}"
@@ -644,7 +675,8 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
 
 
 def test_many_users_are_committed_at_once(live: Start) -> None:
-    """They are more than are to be held, and readers are not to be locked out for long."""
+    """They are more than are to be held, and readers are not to be locked out for
+    long."""
     pipe = live("-q", every=1000, LIVE_BYTES=1000)
     pipe.write(lines(*(event(f"{number}") for number in range(200))))
     assert wait_for(pipe.users)
@@ -661,7 +693,7 @@ def test_a_write_lock(live: Start) -> None:
         with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             pipe.write(b"bad\n" + lines(event(users[0])))
-            expected += f"-:{2 + 3 * number}: {NO_OBJECT}\n{LOCKED}{WAITS}\n"
+            expected += f"-:{2 + 3 * number}: {NOT_AN_OBJECT}\n{LOCKED}{WAITS}\n"
             pipe.await_said(expected)
             pipe.write(lines(event(users[1])))
             pipe.await_read()
@@ -760,11 +792,12 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
         pipe.write(lines(event("c")))
         time.sleep(2.5)  # until c waits, too
         pipe.write(lines(event("d"), b"bad"))
-        bad = f"{LOCKED}{WAITS}\n-:5: {NO_OBJECT}\n"
+        bad = f"{LOCKED}{WAITS}\n-:5: {NOT_AN_OBJECT}\n"
         pipe.await_said(bad)
         db.execute("ROLLBACK")
     refused = (
-        "bad records: 1, more than --max-bad-records 0; nothing was loaded since the last commit"
+        "bad records: 1, more than --max-bad-records 0; nothing was loaded since the"
+        " last commit"
     )
     assert pipe.process.wait(30) == 1
     lost = "not stored: the last lines that were read (2), up to -:5"
@@ -773,7 +806,8 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
 
 
 def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
-    """It ends the load, though the database stays locked; what is not stored is told."""
+    """It ends the load, though the database stays locked; what is not stored is
+    told."""
     pipe = live("-q", every=1, LOCK_SECONDS=1.5)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -785,9 +819,11 @@ def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
         with suppress(BrokenPipeError):  # not all of it may be read
             pipe.write(b"bad\n" + data)
         assert pipe.process.wait(30) == 1
-    bad = f"{LOCKED}{WAITS}\n-:352: {NO_OBJECT}\n"
+    bad = f"{LOCKED}{WAITS}\n-:352: {NOT_AN_OBJECT}\n"
     lost = r"not stored: the last lines that were read \((\d+)\), up to -:(\d+)\n"
-    said = re.fullmatch(f"{re.escape(bad)}{lost}Error: {re.escape(LOCKED)}\n", pipe.said())
+    said = re.fullmatch(
+        f"{re.escape(bad)}{lost}Error: {re.escape(LOCKED)}\n", pipe.said()
+    )
     assert said, pipe.said()
     assert int(said[1]) == int(said[2]) - 1 > 351
     assert pipe.users() == ["a"]
@@ -795,11 +831,14 @@ def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
 
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
-    """A live load that has read three lines, the last two after its database was locked."""
+    """A live load that has read three lines, the last two after its database was
+    locked."""
     with closing(sqlite3.connect(":memory:")) as nothing:
         connections = [nothing]
 
-        def start(patience: float | None, tail: bytes = b"") -> tuple[Live, sqlite3.Connection]:
+        def start(
+            patience: float | None, tail: bytes = b""
+        ) -> tuple[Live, sqlite3.Connection]:
             live("-q").loader.load(SAMPLE)
             pipe = live("-q", every=1000, LOCK_SECONDS=patience)
             pipe.write(lines(event("a")))
@@ -846,7 +885,8 @@ def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> None:
-    """As by Ctrl-C, which ends the producer first: that is no reason to lose what was read."""
+    """As by Ctrl-C, which ends the producer first: that is no reason to lose what was
+    read."""
     pipe, db = locked(None)
     pipe.close()
     time.sleep(0.7)
@@ -896,7 +936,9 @@ def test_readers_never_fail_beside_a_busy_load(live: Start) -> None:
             if stopped.is_set():
                 return
             numbers = range(start, start + 1000)
-            pipe.write(b"".join(lines(event(f"{n * 7919 % 10**9:09}")) for n in numbers))
+            pipe.write(
+                b"".join(lines(event(f"{n * 7919 % 10**9:09}")) for n in numbers)
+            )
 
     thread = threading.Thread(target=flood)
     thread.start()

@@ -1,11 +1,8 @@
-"""The picture: where everything is in it, what it says, and that it is drawn wherever cron runs.
-
-Of the processes that tests run in, one draws: only there is matplotlib imported.
-"""
+"""The picture: where everything is in it, what it says, and that it is drawn wherever
+cron runs."""
 
 import io
 import itertools
-import re
 import sqlite3
 import stat
 import subprocess
@@ -17,20 +14,26 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from conftest import BELOW_DRAWING, DRAWING, NOON, ROOT, SAMPLE, Loader, event, lines
+from helpers import (
+    AS_ROOT,
+    DAY,
+    NOON,
+    SAMPLE,
+    WITHOUT_CAPABILITIES,
+    Loader,
+    event,
+    lines,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from test_robust import WITHOUT_CAPABILITIES
 
 from load_active_users import PICTURES, Terms, drawn, week_averages
 
 TERMS = ("US/Central", ("user_engagement",), 3000, ("*_event",))
 MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
-DAY = 86_400 * 10**6
 FIRST = (date(2019, 12, 29) - date(1970, 1, 1)).days  # a Sunday
 NAN = float("nan")
 COUNTS = [n * 7919 % 1001 for n in range(100)]
-
 Rows = list[tuple[str, int]]
 
 
@@ -47,16 +50,13 @@ def picture(rows: Rows, terms: Terms | None, suffix: str) -> bytes:
 
 
 def texts(svg: bytes) -> list[str]:
-    """What is written in a picture: matplotlib draws the letters, and leaves them in comments."""
+    """What is written in a picture: matplotlib draws the letters, and leaves them in
+    comments."""
     builder = ElementTree.TreeBuilder(insert_comments=True)
-    nodes: Any = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder)).iter()
+    nodes: Any = ElementTree.fromstring(
+        svg, ElementTree.XMLParser(target=builder)
+    ).iter()
     return [node.text.strip() for node in nodes if node.tag is ElementTree.Comment]
-
-
-@pytest.fixture
-def loader(loader: Loader) -> Loader:
-    loader.modules = DRAWING
-    return loader
 
 
 class Drawn:
@@ -73,18 +73,25 @@ class Drawn:
         """The left and right edge and the height of each bar that is filled."""
         from matplotlib.patches import StepPatch
 
-        (steps,) = [patch for patch in self.axes.patches if isinstance(patch, StepPatch)]
+        (steps,) = [
+            patch for patch in self.axes.patches if isinstance(patch, StepPatch)
+        ]
         values, edges, baseline = steps.get_data()
         assert (baseline, steps.get_fill()) == (0, True)
         bars = zip(edges[:-1], edges[1:], values, strict=True)
-        return [(left, right, height) for left, right, height in bars if height == height]
+        return [
+            (left, right, height) for left, right, height in bars if height == height
+        ]
 
     def gaps(self) -> list[tuple[float, float]]:
-        """The left and right edge of each stretch of grey: as high as the picture, frameless."""
+        """The left and right edge of each stretch of grey: as high as the picture,
+        frameless."""
         from matplotlib.patches import Rectangle
 
         spans = [patch for patch in self.axes.patches if isinstance(patch, Rectangle)]
-        frames = [(span.get_y(), span.get_height(), span.get_linewidth()) for span in spans]
+        frames = [
+            (span.get_y(), span.get_height(), span.get_linewidth()) for span in spans
+        ]
         assert frames == [(0, 1, 0)] * len(spans)
         return [(span.get_x(), span.get_x() + span.get_width()) for span in spans]
 
@@ -114,28 +121,35 @@ def of_days(days: int) -> Drawn:
 
 
 @pytest.mark.parametrize(
-    ("days", "margin"), [(1, 3), (3, 2), (6, 0.6), (13, 0.6), (14, 0.6), (70, 0.7), (71, 0.71)]
+    ("days", "margin"),
+    [(1, 3), (3, 2), (6, 0.6), (13, 0.6), (14, 0.6), (70, 0.7), (71, 0.71)],
 )
 def test_the_limits_of_a_picture(days: int, margin: float) -> None:
-    """A week at least is in it, so that a single bar is no wall; and some air above the bars."""
+    """A week at least is in it, so that a single bar is no wall; and some air above the
+    bars."""
     axes = of_days(days).axes
     assert axes.get_xlim() == pytest.approx((FIRST - margin, FIRST + days - 1 + margin))
-    assert axes.get_ylim() == pytest.approx((0, 1.08 * max(count for _, count in series(days))))
+    assert axes.get_ylim() == pytest.approx(
+        (0, 1.08 * max(count for _, count in series(days)))
+    )
 
 
 @pytest.mark.parametrize(
-    ("days", "half"), [(1, 0.4), (3, 0.4), (13, 0.4), (14, 0.4), (70, 0.4), (71, 0.4), (400, 0.5)]
+    ("days", "half"),
+    [(1, 0.4), (3, 0.4), (13, 0.4), (14, 0.4), (70, 0.4), (71, 0.4), (400, 0.5)],
 )
 def test_a_bar_is_as_high_as_its_count(days: int, half: float) -> None:
     """And on its date, apart from its neighbours while there is room for that."""
     expected = [
-        (FIRST + n - half, FIRST + n + half, count) for n, (_, count) in enumerate(series(days))
+        (FIRST + n - half, FIRST + n + half, count)
+        for n, (_, count) in enumerate(series(days))
     ]
     assert of_days(days).bars() == expected
 
 
 def test_gaps_are_grey_and_not_zeros() -> None:
-    """They begin and end at midnight; a count of 0 is none; one entry in the legend is enough."""
+    """They begin and end at midnight; a count of 0 is none; one entry in the legend is
+    enough."""
     picture_ = Drawn(series(12, missing=(1, 4, 5, 6, 10)))
     assert [left + 0.4 - FIRST for left, _, _ in picture_.bars()] == pytest.approx(
         [0, 2, 3, 7, 8, 9, 11]
@@ -151,8 +165,8 @@ def test_gaps_are_grey_and_not_zeros() -> None:
 
 
 def averages(counts: dict[int, int]) -> dict[int, float]:
-    """By day, where four of the seven days that end on it have a count; NaN elsewhere, as on the
-    day after the last of a stretch."""
+    """By day, where four of the seven days that end on it have a count; NaN elsewhere,
+    as on the day after the last of a stretch."""
     found = {}
     for day in sorted({*counts, *(day + 1 for day in counts)}):
         week = [counts[one] for one in range(day - 6, day + 1) if one in counts]
@@ -163,7 +177,8 @@ def averages(counts: dict[int, int]) -> dict[int, float]:
 
 @pytest.mark.parametrize("days", [14, 70, 71])
 def test_the_line_is_the_average_of_seven_days(days: int) -> None:
-    """From the seventh day on, where there are two weeks; its points are in the middle of bars."""
+    """From the seventh day on, where there are two weeks; its points are in the middle
+    of bars."""
     expected = averages({FIRST + n: count for n, (_, count) in enumerate(series(days))})
     is_drawn = [value == value for value in expected.values()]
     assert is_drawn == [False] * 6 + [True] * (days - 6) + [False]
@@ -178,8 +193,12 @@ def test_less_than_two_weeks_have_no_line() -> None:
 def test_the_line_is_broken_at_gaps() -> None:
     """And where fewer than four of the seven days have a count."""
     missing = (9, 16, 17, 18, 19)
-    counts = dict(zip((FIRST + n for n in range(24) if n not in missing), COUNTS, strict=False))
-    rows = [(str(date(1970, 1, 1) + timedelta(day)), count) for day, count in counts.items()]
+    counts = dict(
+        zip((FIRST + n for n in range(24) if n not in missing), COUNTS, strict=False)
+    )
+    rows = [
+        (str(date(1970, 1, 1) + timedelta(day)), count) for day, count in counts.items()
+    ]
     expected = averages(counts)
     breaks = (9, 16, 24)  # of each the first day
     assert [n for n in breaks if expected[FIRST + n] == expected[FIRST + n]] == []
@@ -194,7 +213,9 @@ def test_the_line_is_broken_at_gaps() -> None:
 
 @pytest.mark.parametrize("days", [1, 3, 13])
 def test_a_label_is_over_the_middle_of_its_bar(days: int) -> None:
-    expected = [(FIRST + n, count, f"{count:,}") for n, (_, count) in enumerate(series(days))]
+    expected = [
+        (FIRST + n, count, f"{count:,}") for n, (_, count) in enumerate(series(days))
+    ]
     assert of_days(days).labels() == expected
     axes = of_days(days).axes
     for text, (day, count, _) in zip(axes.texts, expected, strict=True):
@@ -220,7 +241,9 @@ def test_labels_do_not_touch(days: int, count: int) -> None:
     assert len(boxes) == days
     assert [gap for gap in gaps if gap < 3] == [], f"labels of {widest} pixels"
     frame = figure.figure.bbox
-    outside = [b for b in boxes if b.x0 < 0 or b.x1 > frame.x1 or b.y1 > figure.axes.bbox.y1]
+    outside = [
+        b for b in boxes if b.x0 < 0 or b.x1 > frame.x1 or b.y1 > figure.axes.bbox.y1
+    ]
     assert outside == []
 
 
@@ -238,7 +261,11 @@ def test_which_dates_are_named() -> None:
     """Each of a few; the Mondays of some weeks; some of many."""
     from matplotlib.dates import num2date
 
-    assert of_days(3).ticks() == ["Sun\n2019-12-29", "Mon\n2019-12-30", "Tue\n2019-12-31"]
+    assert of_days(3).ticks() == [
+        "Sun\n2019-12-29",
+        "Mon\n2019-12-30",
+        "Tue\n2019-12-31",
+    ]
     assert of_days(10).ticks()[-1] == "Tue\n2020-01-07"
     assert of_days(15).ticks() == ["Mon\n2019-12-30", "Mon\n2020-01-06"]
     assert {text[:4] for text in of_days(70).ticks()} == {"Mon\n"}
@@ -251,11 +278,13 @@ def test_which_dates_are_named() -> None:
     ("count", "expected"),
     [(0, ["0", "1"]), (1, ["0", "1"]), (3, ["0", "1", "2", "3"])],
 )
-def test_users_are_whole(count: int, expected: list[str]) -> None:
+def test_the_axis_of_users_has_whole_numbers(count: int, expected: list[str]) -> None:
     axes = Drawn([("2020-01-01", count)]).axes
     low, high = axes.get_ylim()
     shown = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
-    assert [label.get_text() for value, label in shown if low <= value <= high] == expected
+    assert [
+        label.get_text() for value, label in shown if low <= value <= high
+    ] == expected
 
 
 @given(st.dictionaries(st.integers(0, 40), st.integers(0, 1000), min_size=1))
@@ -274,22 +303,33 @@ def test_what_a_picture_says() -> None:
     assert "Active users per day" in said
     rule = "US/Central dates · user_engagement of at least 3000 ms · *_event"
     assert f"{rule} · 2019-12-29 to 2019-12-31" in said
-    assert {"2019-12-29", "2019-12-30", "2019-12-31", "1,000", "1,037", "1,074"} <= set(said)
+    assert {"2019-12-29", "2019-12-30", "2019-12-31", "1,000", "1,037", "1,074"} <= set(
+        said
+    )
 
 
 def test_the_look_of_a_picture() -> None:
-    """Light lines across behind the bars, no frame but the axis of the dates, small grey words."""
+    """Light lines across behind the bars, no frame but the axis of the dates, small
+    grey words."""
     from matplotlib.text import Text
 
     drawn_ = Drawn(series(14))
     axes = drawn_.axes
     assert axes.get_axisbelow() is True
-    assert {tick.tick1line.get_markersize() for tick in axes.xaxis.get_major_ticks()} == {3.5}
+    assert {
+        tick.tick1line.get_markersize() for tick in axes.xaxis.get_major_ticks()
+    } == {3.5}
     across, along = axes.get_ygridlines(), axes.get_xgridlines()
-    assert {(line.get_color(), line.get_visible()) for line in across} == {("0.9", True)}
+    assert {(line.get_color(), line.get_visible()) for line in across} == {
+        ("0.9", True)
+    }
     assert {line.get_visible() for line in along} == {False}
-    assert [side for side, spine in axes.spines.items() if spine.get_visible()] == ["bottom"]
-    assert {tick.tick1line.get_markersize() for tick in axes.yaxis.get_major_ticks()} == {0}
+    assert [side for side, spine in axes.spines.items() if spine.get_visible()] == [
+        "bottom"
+    ]
+    assert {
+        tick.tick1line.get_markersize() for tick in axes.yaxis.get_major_ticks()
+    } == {0}
     figure = drawn_.figure
     assert (tuple(figure.get_size_inches()), figure.dpi) == ((10, 5), 120)
     words = {text.get_text(): text for text in figure.findobj(Text)}
@@ -333,10 +373,22 @@ def test_a_picture_is_a_function_of_the_table(days: int, suffix: str) -> None:
         [("2020-02-29", 2**63 - 1)],
         series(400, missing=tuple(range(1, 400, 2))),
     ],
-    ids=["the first date", "the last date", "all of time", "nobody", "everybody", "odd days"],
+    ids=[
+        "the first date",
+        "the last date",
+        "all of time",
+        "nobody",
+        "everybody",
+        "odd days",
+    ],
 )
 def test_pictures_of_strange_tables(rows: Rows) -> None:
-    terms = ("Europe/Berlin", ("$\\frac$", "*"), 10**15, ("$\\frac$", "漢字_*", "a" * 500))
+    terms = (
+        "Europe/Berlin",
+        ("$\\frac$", "*"),
+        10**15,
+        ("$\\frac$", "漢字_*", "a" * 500),
+    )
     assert picture(rows, terms, ".png").startswith(MAGIC[".png"])
 
 
@@ -379,48 +431,12 @@ def test_a_dry_run_draws_nothing(loader: Loader) -> None:
     assert list(loader.directory.iterdir()) == []
 
 
-def test_the_picture_in_the_readme() -> None:
-    """It is that of the sample; its bytes depend on the version of matplotlib."""
-    readme = (ROOT / "README.md").read_text()
-    assert re.search(r"!\[[^]]{20,}\]\(data/active_users\.png\)", readme)
-    assert (ROOT / "data" / "active_users.png").read_bytes().startswith(MAGIC[".png"])
-
-
-REFUSED = {
-    "another suffix": (
-        ["--plot", "a.gif", SAMPLE],
-        2,
-        "Error: Invalid value for '--plot': 'a.gif' does not end in .png, .svg, .pdf\n",
-    ),
-    "no directory": (
-        ["--plot", "no/a.png", SAMPLE],
-        1,
-        "Error: no/a.png: there is no directory {}/no; create it first\n",
-    ),
-    "a directory": (
-        ["--plot", "d.png", SAMPLE],
-        1,
-        "Error: d.png: is a directory; name a file\n",
-    ),
-    "neither events nor a picture": ([], 2, "Error: Missing argument 'EVENTS...'.\n"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_plots_that_cannot_be_drawn(loader: Loader, case: str) -> None:
-    """Fail before the events are read."""
-    args, status, expected = REFUSED[case]
-    (loader.directory / "d.png").mkdir()
-    said = loader.refuse(*args, status=status)
-    usage = re.sub(r"(?s)^Usage: .*?\n\n", "", said)
-    assert usage == expected.format(loader.directory)
-    assert [path.name for path in loader.directory.iterdir()] == ["d.png"]
-
-
 def test_a_database_that_is_not_there_cannot_be_drawn(loader: Loader) -> None:
     said = loader.refuse("--plot", "a.png")
     name = "active_user_table.db"
-    assert said == f"Error: {name}: there is no such database; load events into it first\n"
+    assert (
+        said == f"Error: {name}: there is no such database; load events into it first\n"
+    )
     assert list(loader.directory.iterdir()) == []
 
 
@@ -428,7 +444,10 @@ def test_another_database_cannot_be_drawn(loader: Loader) -> None:
     with closing(sqlite3.connect(loader.db)) as db:
         db.execute("CREATE TABLE other (x)")
     what = "it has no column active_user_table.date of type DATE: it is not one of "
-    said = f"Error: active_user_table.db: {what}load_active_users.py; choose another --db\n"
+    said = (
+        f"Error: active_user_table.db: {what}load_active_users.py; choose another"
+        " --db\n"
+    )
     assert loader.refuse("--plot", "a.png") == said
 
 
@@ -443,7 +462,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("case", BY_HAND)
-def test_rows_changed_by_hand(loader: Loader, case: str) -> None:
+def test_rows_changed_by_hand_cannot_be_drawn(loader: Loader, case: str) -> None:
     """One line tells which row it is; what else was loaded is loaded."""
     day, count, shown = BY_HAND[case]
     loader.load(SAMPLE)
@@ -491,30 +510,49 @@ def test_the_mode_of_a_picture(loader: Loader) -> None:
         if before:
             path.chmod(before)
         outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with loader.start("-q", "--plot", "a.png", SAMPLE, umask=0o027, **outputs) as process:
+        with loader.start(
+            "-q", "--plot", "a.png", SAMPLE, umask=0o027, **outputs
+        ) as process:
             assert process.communicate(timeout=60) == (b"", b"")
         assert process.returncode == 0
         assert stat.S_IMODE(path.stat().st_mode) == after
+
+
+@AS_ROOT
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_full_disk_for_the_picture(loader: Loader, disk: Path, suffix: str) -> None:
+    loader.load(SAMPLE)
+    (disk / "other").write_bytes(bytes((1 << 20) - 4096))
+    path = f"{disk}/x.{suffix}"
+    what = "No space left on device; free some disk space and load again"
+    said = f"Error: {path}: what was loaded is loaded, but not drawn: {what}\n"
+    assert loader.refuse("--plot", path) == said
+    assert [file.name for file in disk.iterdir()] == ["other"]
 
 
 # -- Wherever it is drawn
 
 
 def test_plot_in_an_environment_without_anything(loader: Loader) -> None:
-    """As from cron: no display, no home directory for caches; and letters that its font lacks."""
+    """As from cron: no display, no home directory for caches; and letters that its font
+    lacks."""
     events = loader.file(lines(event(key="漢字")))
     options = ["--quiet", "--valuable-event", "漢字", "--plot", "a.png"]
-    command = ["env", "-i", "HOME=/proc/none", *loader.command(*options, SAMPLE, events)]
+    command = [
+        "env",
+        "-i",
+        "HOME=/proc/none",
+        *loader.command(*options, SAMPLE, events),
+    ]
     done = subprocess.run(command, cwd=loader.directory, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert (loader.directory / "a.png").read_bytes().startswith(MAGIC[".png"])
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Loader:
+def drawn_before(tmp_path_factory: pytest.TempPathFactory) -> Loader:
     """A database and its picture."""
     loader = Loader(tmp_path_factory.mktemp("plain"))
-    loader.modules = BELOW_DRAWING
     loader.load("--plot", "plain.svg", SAMPLE)
     return loader
 
@@ -523,17 +561,21 @@ BACKENDS = ["module://matplotlib_inline.backend_inline", "TkAgg", "no such backe
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_backend_of_a_notebook(plain: Loader, backend: str) -> None:
-    done = plain.run("--plot", "a.svg", env={"MPLBACKEND": backend})
+def test_the_backend_of_a_notebook(drawn_before: Loader, backend: str) -> None:
+    done = drawn_before.run("--plot", "a.svg", env={"MPLBACKEND": backend})
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    first, second = ((plain.directory / name).read_bytes() for name in ("plain.svg", "a.svg"))
+    first, second = (
+        (drawn_before.directory / name).read_bytes() for name in ("plain.svg", "a.svg")
+    )
     assert first == second
 
 
 SETTINGS: dict[str, bytes | Path] = {
     "that draw otherwise": b"axes.facecolor: black\nsavefig.dpi: 20\nbackend: TkAgg\n",
     "with keys that are none": b"no.such.key: 1\naxes.grid\n",
-    "with values that are none": b"axes.grid: perhaps\nbackend: none such\nfigure.dpi: many\n",
+    "with values that are none": (
+        b"axes.grid: perhaps\nbackend: none such\nfigure.dpi: many\n"
+    ),
     "that are no text": b"\xff\xfe\x00axes",
     "that can't be read": Path("/proc/self/mem"),
     "that are a directory": Path("/"),
@@ -541,7 +583,9 @@ SETTINGS: dict[str, bytes | Path] = {
 }
 
 
-def draw_with_settings(plain: Loader, directory: Path, case: str, where: str) -> None:
+def draw_with_settings(
+    drawn_before: Loader, directory: Path, case: str, where: str
+) -> None:
     """The same picture, in silence."""
     place = directory / "matplotlib"
     place.mkdir()
@@ -552,30 +596,32 @@ def draw_with_settings(plain: Loader, directory: Path, case: str, where: str) ->
     else:
         settings.symlink_to(content)
     loader = Loader(place if where == "here" else directory)
-    loader.modules = plain.modules
     environments = {
         "named": {"MATPLOTLIBRC": str(settings)},
         "its directory named": {"MATPLOTLIBRC": str(place)},
         "configured": {"XDG_CONFIG_HOME": str(directory)},
     }
     env = environments.get(where, {})
-    done = loader.run("--db", plain.db, "--plot", "a.svg", env=env)
+    done = loader.run("--db", drawn_before.db, "--plot", "a.svg", env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    expected = (plain.directory / "plain.svg").read_bytes()
+    expected = (drawn_before.directory / "plain.svg").read_bytes()
     assert (loader.directory / "a.svg").read_bytes() == expected
 
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_the_settings_of_matplotlib_change_nothing(
-    plain: Loader, tmp_path: Path, case: str
+    drawn_before: Loader, tmp_path: Path, case: str
 ) -> None:
-    """Whatever is in a matplotlibrc of the working directory, where matplotlib looks first."""
-    draw_with_settings(plain, tmp_path, case, "here")
+    """Whatever is in a matplotlibrc of the working directory, where matplotlib looks
+    first."""
+    draw_with_settings(drawn_before, tmp_path, case, "here")
 
 
 @pytest.mark.parametrize("where", ["named", "its directory named", "configured"])
-def test_settings_elsewhere_change_nothing(plain: Loader, tmp_path: Path, where: str) -> None:
-    draw_with_settings(plain, tmp_path, "that are no text", where)
+def test_settings_elsewhere_change_nothing(
+    drawn_before: Loader, tmp_path: Path, where: str
+) -> None:
+    draw_with_settings(drawn_before, tmp_path, "that are no text", where)
 
 
 def test_the_working_directory_of_somebody_else(loader: Loader) -> None:

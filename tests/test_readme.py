@@ -1,9 +1,11 @@
-"""What the README tells one to type, typed as it stands there. Only the names of machines, buckets
-and directories are others; what it starts every night is in test_operate.py."""
+"""What the README tells one to type, typed as it stands there."""
 
+import gzip
+import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,16 +21,28 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import NOON, ROOT, Loader, Process, environment, event, lines, wait_for
-from test_operate import README, Night, blocks
-from test_postgres import PostgresLoader, needs_postgres
+from helpers import (
+    DAY,
+    NOON,
+    NOT_AN_OBJECT,
+    README,
+    ROOT,
+    Loader,
+    Process,
+    children,
+    environment,
+    event,
+    lines,
+    readme_blocks,
+    wait_for,
+)
+from servers import PostgresLoader, needs_postgres
 
-DAY = 86_400 * 10**6
 REPORT = README.split("```text\n")[1].split("```")[0]
 
 
 def the_block(language: str, start: str) -> str:
-    (block,) = [block for block in blocks(language) if block.startswith(start)]
+    (block,) = [block for block in readme_blocks(language) if block.startswith(start)]
     return block
 
 
@@ -39,7 +53,8 @@ def inline(start: str) -> str:
 
 
 class Clone:
-    """A clone of the project, and its .venv of which the programs are those of these tests."""
+    """A clone of the project, and its .venv of which the programs are those of these
+    tests."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "clone"
@@ -49,7 +64,10 @@ class Clone:
         (self.directory / "tests").symlink_to(ROOT / "tests")
         programs = self.directory / ".venv" / "bin"
         programs.mkdir(parents=True)
-        for name, start in (("python", [sys.executable]), ("dask", [sys.executable, "-m", "dask"])):
+        for name, start in (
+            ("python", [sys.executable]),
+            ("dask", [sys.executable, "-m", "dask"]),
+        ):
             (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(start)} "$@"\n')
             (programs / name).chmod(0o755)
         self.loader = Loader(self.directory)
@@ -73,6 +91,86 @@ def clone(tmp_path: Path) -> Clone:
     return Clone(tmp_path)
 
 
+class Night:
+    """The README's machine, under another /srv: a clone of the project, and the shards
+    of five days, each of as many users as days ago. The crontab's commands by what they
+    do."""
+
+    def __init__(self, directory: Path) -> None:
+        self.srv = directory / "srv"
+        project = self.srv / "load_active_users"
+        (project / ".venv" / "bin").mkdir(parents=True)
+        (self.srv / "events").mkdir()
+        for name in ("load_active_users.py", "schema.sql"):
+            shutil.copy(ROOT / name, project)
+        python = project / ".venv" / "bin" / "python"
+        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        python.chmod(0o755)
+        self.loader = Loader(directory)
+        self.loader.db = self.srv / "analytics.db"
+        for days in range(1, 6):
+            for shard in range(2):
+                users = [
+                    event(f"{days}-{shard}-{n}", NOON - days * DAY) for n in range(days)
+                ]
+                self.shard(days, shard, gzip.compress(lines(*users)))
+        self.settings: dict[str, str] = {}
+        commands = []
+        for line in self.here(readme_blocks("crontab")[0]).splitlines():
+            if match := re.fullmatch(r"(\w+)=(.*)", line):
+                self.settings[match[1]] = match[2]
+            elif line and not line.startswith("#"):
+                commands.append(line.split(None, 5)[5])
+        self.yesterday, self.late, self.rotate, self.forget = commands
+
+    def shard(self, days: int, shard: int, data: bytes) -> Path:
+        day = date.today() - timedelta(days)
+        path = self.srv / "events" / f"{day}-{shard:012}.json.gz"
+        path.write_bytes(data)
+        return path
+
+    def keep_only(self, *days: int) -> None:
+        """Delete the shards of all other days."""
+        kept = {str(date.today() - timedelta(one)) for one in days}
+        for path in (self.srv / "events").iterdir():
+            if path.name[:10] not in kept:
+                path.unlink()
+
+    def here(self, text: str) -> str:
+        return text.replace("/srv", str(self.srv))
+
+    def run(self, command: str) -> tuple[int, str, str]:
+        """Run a command as cron does: sh, hardly any environment, another directory, no
+        terminal, % as it reads it. Returns the exit status, standard output and
+        standard error."""
+        command = re.sub(r"(?<!\\)%.*", "", command).replace("\\%", "%")
+        assert "%F" in command or "%" not in command
+        environment = {
+            "HOME": "/",
+            "LOGNAME": "root",
+            "SHELL": "/bin/sh",
+            "PATH": "/usr/bin:/bin",
+        }
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd="/",
+            env={**environment, **self.settings},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            start_new_session=True,
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    def counts(self) -> list[int]:
+        return list(self.loader.table().values())
+
+    def missing(self) -> str:
+        """What is said where yesterday's shards are missing."""
+        day = date.today() - timedelta(1)
+        name = f"{self.srv}/events/{day}-*.json.gz"
+        return f"Error: {name}: No such file or directory\n"
+
+
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
     return Night(tmp_path)
@@ -82,7 +180,8 @@ def night(tmp_path: Path) -> Night:
 
 
 def test_there_is_a_test_for_every_block() -> None:
-    """When one is added, a test that runs it belongs here, in test_operate.py or test_live.py."""
+    """When one is added, a test that runs it belongs here, in test_operate.py or
+    test_live.py."""
     languages = re.findall(r"^```(\w+)$", README, re.MULTILINE)
     assert Counter(languages) == {
         "sh": 2,  # run by .ci/run too
@@ -101,7 +200,9 @@ def test_what_it_links_to_is_there() -> None:
     tests = [f"tests/{name}" for name in re.findall(r"`(\w+\.py)`", README)]
     assert len(links) >= 3
     assert len(tests) >= 10
-    missing = [name for name in {*links, *tests} - anchors if not (ROOT / name).exists()]
+    missing = [
+        name for name in {*links, *tests} - anchors if not (ROOT / name).exists()
+    ]
     assert missing == []
 
 
@@ -115,13 +216,27 @@ def test_options_in_the_text_are_options(clone: Clone) -> None:
     assert named - options == set()
 
 
+def test_the_help_in_the_readme(loader: Loader) -> None:
+    done = loader.run("--help", env={"COLUMNS": "80"})
+    assert done.stdout.decode() in (ROOT / "README.md").read_text()
+
+
+def test_the_picture_in_the_readme() -> None:
+    """It is that of the sample; its bytes depend on the version of matplotlib."""
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"!\[[^]]{20,}\]\(data/active_users\.png\)", readme)
+    assert (ROOT / "data" / "active_users.png").read_bytes().startswith(MAGIC[".png"])
+
+
 # -- Start
 
 
 def test_the_two_commands_of_the_start(clone: Clone) -> None:
     """Their last steps; .ci/run runs all of them, in a new .venv."""
-    install = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
-    load, test = (block.removeprefix(install) for block in blocks("sh"))
+    install = (
+        "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+    )
+    load, test = (block.removeprefix(install) for block in readme_blocks("sh"))
     assert test == ".venv/bin/python -m pytest -q\n"
     assert clone.run(load) == (0, REPORT, "")
     again = re.sub(r"(\d+)  █", "0  █", REPORT).replace("(64 new)", "(0 new)")
@@ -132,7 +247,9 @@ def test_the_two_commands_of_the_start(clone: Clone) -> None:
     (clone.directory / "data" / "active_users.png").unlink()
     status, _, err = clone.run(f"{load.strip()} {inline('--plot ')}")
     assert (status, err) == (0, "")
-    assert (clone.directory / "data" / "active_users.png").read_bytes()[:8] == before[:8]
+    assert (clone.directory / "data" / "active_users.png").read_bytes()[:8] == before[
+        :8
+    ]
 
 
 # -- Getting the events out of BigQuery
@@ -163,10 +280,11 @@ def test_the_shell_hands_bigquery_what_is_meant(clone: Clone) -> None:
     assert (
         sql.split()
         == (
-            f"EXPORT DATA OPTIONS (uri = '{uri}', format = 'JSON', compression = 'GZIP', "
-            "overwrite = true) AS SELECT event_name, event_timestamp, event_params, user_pseudo_id "
-            "FROM `my-project.analytics_123456789.events_20200105` "
-            "WHERE event_name = 'user_engagement'"
+            f"EXPORT DATA OPTIONS (uri = '{uri}', format = 'JSON', compression ="
+            " 'GZIP', overwrite = true) AS SELECT event_name, event_timestamp,"
+            " event_params, user_pseudo_id FROM"
+            " `my-project.analytics_123456789.events_20200105` WHERE event_name ="
+            " 'user_engagement'"
         ).split()
     )
     assert uri in the_block("console", ".venv/bin/python load_active_users.py 'gs:")
@@ -176,24 +294,33 @@ def test_the_shell_hands_bigquery_what_is_meant(clone: Clone) -> None:
 
 
 def test_a_rule_closer_to_that_of_google(clone: Clone) -> None:
-    command = the_block("console", ".venv/bin/python load_active_users.py --db google.db")
+    command = the_block(
+        "console", ".venv/bin/python load_active_users.py --db google.db"
+    )
     status, _, err = clone.run(command)
     assert (status, err) == (0, "")
     clone.loader.db = clone.directory / "google.db"
-    assert clone.loader.table() == {"2019-12-29": 11, "2019-12-30": 40, "2019-12-31": 24}
+    assert clone.loader.table() == {
+        "2019-12-29": 11,
+        "2019-12-30": 40,
+        "2019-12-31": 24,
+    }
     status, out, err = clone.run(re.sub(r"--event-name \S+ ", "", command))
     assert (status, out) == (1, "")
     assert "was filled under the rule" in err
 
 
 def test_a_correction(clone: Clone) -> None:
-    """Another export of the date in the README: exactly its users are active on it afterwards."""
+    """Another export of the date in the README: exactly its users are active on it
+    afterwards."""
     (found,) = re.findall(r"`(--replace --dates (\S+))`", README)
     options, day = found
     noon = NOON + (date.fromisoformat(day) - date(2019, 12, 30)).days * DAY
     spam = [event(user, noon) for user in ("a", "spam")] + [event("spam", noon + DAY)]
-    clone.loader.load("-", input=lines(*spam))
-    clone.loader.load(*options.split(), "-", input=lines(event("a", noon), event("b", noon)))
+    clone.loader.load(clone.loader.file(lines(*spam)))
+    clone.loader.load(
+        *options.split(), clone.loader.file(lines(event("a", noon), event("b", noon)))
+    )
     users = "SELECT user_pseudo_id FROM active_user WHERE date = "
     next_day = date.fromisoformat(day) + timedelta(1)
     assert clone.loader.query(f"{users}'{day}'") == [("a",), ("b",)]
@@ -201,6 +328,105 @@ def test_a_correction(clone: Clone) -> None:
 
 
 # -- Every night
+
+
+def test_the_crontab_in_the_readme(night: Night) -> None:
+    assert night.settings["LOAD_ACTIVE_USERS_DB"] == str(night.loader.db)
+    for _ in range(2):
+        assert night.run(night.yesterday) == (0, "", "")
+        assert night.counts() == [2]
+    for _ in range(2):
+        assert night.run(night.late) == (0, "", "")
+        assert night.counts() == [8, 6, 4, 2]
+    assert (night.srv / "active_users.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_old_shards_go(night: Night) -> None:
+    old, young = night.shard(62, 0, b""), night.shard(58, 0, b"")
+    for days, path in ((62, old), (58, young)):
+        os.utime(path, (time.time() - days * 86_400,) * 2)
+    assert night.run(night.rotate) == (0, "", "")
+    assert (old.exists(), young.exists()) == (False, True)
+    assert len(list((night.srv / "events").iterdir())) == 11
+
+
+@pytest.mark.skipif(
+    not shutil.which("sqlite3"), reason="needs the command sqlite3, as the crontab"
+)
+def test_the_crontab_forgets_users_and_keeps_their_counts(night: Night) -> None:
+    assert night.run(night.late) == (0, "", "")
+    today = event("today", int(time.time() * 10**6))
+    night.loader.load("--db", night.loader.db, night.loader.file(lines(today)))
+    assert night.run(night.forget) == (0, "", "")
+    assert night.counts() == [8, 6, 4, 2, 1]
+    assert night.loader.query("SELECT user_pseudo_id FROM active_user") == [("today",)]
+    assert night.run(night.late) == (0, "", "")
+    assert night.counts() == [8, 6, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("days", "counts"), [((1,), [2]), ((1, 2), [4, 2]), ((2, 4), [8, 4]), ((4,), [8])]
+)
+def test_the_first_nights(
+    night: Night, days: tuple[int, ...], counts: list[int]
+) -> None:
+    """Not all of the last four days have shards yet: what there is, is loaded and
+    drawn."""
+    night.keep_only(*days)
+    assert night.run(night.late) == (0, "", "")
+    assert night.counts() == counts
+    assert (night.srv / "active_users.png").exists()
+
+
+def test_a_night_without_any_shards(night: Night) -> None:
+    """Once there is a database, it is drawn as it stands; that shards are missing is
+    told by the load of yesterday's, in one line."""
+    assert night.run(night.yesterday) == (0, "", "")
+    night.keep_only()
+    assert night.run(night.yesterday) == (1, "", night.missing())
+    assert night.run(night.late) == (0, "", "")
+    assert night.counts() == [2]
+    assert (night.srv / "active_users.png").exists()
+
+
+def test_the_very_first_night(night: Night) -> None:
+    """Nothing to load and nothing to draw: one line each."""
+    night.keep_only()
+    no_database = (
+        f"{night.loader.db}: there is no such database; load events into it first"
+    )
+    assert night.run(night.yesterday) == (1, "", night.missing())
+    assert night.run(night.late) == (1, "", f"Error: {no_database}\n")
+    assert [path.name for path in night.srv.iterdir() if path.is_file()] == []
+
+
+def test_two_runs_overlap(night: Night) -> None:
+    """Both succeed; with flock, as the README has it, the second one is left out."""
+    both = (
+        f"( {night.yesterday} ) & ( {night.late} ); status=$?; wait $!; exit $(($? +"
+        " status))"
+    )
+    assert night.run(both) == (0, "", "")
+    assert night.counts() == [8, 6, 4, 2]
+
+    match = re.search(r"`(flock -n \S+) \.venv/bin/python \.\.\.`", README)
+    assert match
+    flock = night.here(match[1])
+    locked = night.yesterday.replace(".venv/bin/python", f"{flock} .venv/bin/python")
+    assert night.run(locked) == (0, "", "")
+    holder = ["flock", flock.split()[-1], "sh", "-c", "echo; read line"]
+    with Process(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"\n"
+        assert night.run(locked) == (1, "", "")
+        other.communicate()
+
+
+def test_a_night_without_an_engagement_event_is_told(night: Night) -> None:
+    night.keep_only()
+    night.shard(1, 0, lines({"event_name": "first_visit"}))
+    status, out, err = night.run(night.yesterday)
+    assert (status, out, err.count("\n")) == (0, "", 1)
+    assert err.startswith("Warning: ")
 
 
 class Health(BaseHTTPRequestHandler):
@@ -232,7 +458,8 @@ def health() -> Iterator[tuple[str, type[Health]]]:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_health_check(night: Night, health: tuple[str, type[Health]]) -> None:
-    """Is told the exit status of each line, and nothing is printed, but when it does not answer."""
+    """Is told the exit status of each line, and nothing is printed, but when it does
+    not answer."""
     url, handler = health
     place = "https://health.example.com"
     report = inline("; curl ")
@@ -258,17 +485,64 @@ def test_the_health_check(night: Night, health: tuple[str, type[Health]]) -> Non
     assert (status, out, err.count("\n")) == (28, "", 1)
 
 
-def test_a_night_without_an_engagement_event_is_told(night: Night) -> None:
-    night.keep_only()
-    night.shard(1, 0, lines({"event_name": "first_visit"}))
-    status, out, err = night.run(night.yesterday)
-    assert (status, out, err.count("\n")) == (0, "", 1)
-    assert err.startswith("Warning: ")
+CRON = shutil.which("cron", path="/usr/sbin:/usr/bin")
+CRON_NAMESPACE = """
+set -e
+mount -t tmpfs none /var/spool/cron
+mount -t tmpfs none /etc/cron.d
+mount -t tmpfs none /run
+mount --bind /dev/null /etc/crontab
+mount --bind "$1/sbin" /usr/sbin
+mkdir /var/spool/cron/crontabs
+cp "$1/crontab" /var/spool/cron/crontabs/root
+chmod 600 /var/spool/cron/crontabs/root
+exec /usr/sbin/cron -f
+"""
+
+
+@pytest.mark.skipif(
+    not CRON or os.geteuid() != 0,
+    reason="needs cron, and root to start it apart from the machine",
+)
+def test_a_real_cron_daemon(night: Night) -> None:
+    """Runs the first line every minute: silent, and mails one line when the shards are
+    missing."""
+    sbin = night.srv / "sbin"
+    sbin.mkdir()
+    shutil.copy(str(CRON), sbin)
+    (sbin / "sendmail").write_text(f"#!/bin/sh\ncat >> {night.srv}/mail\n")
+    (sbin / "sendmail").chmod(0o755)
+    settings = "\n".join(f"{name}={value}" for name, value in night.settings.items())
+    fails = night.yesterday.replace("events/", "missing/")
+    jobs = ((night.yesterday, "status"), (fails, "failed"))
+    marks = [
+        f"* * * * * {command}; echo $? > {night.srv}/{name}" for command, name in jobs
+    ]
+    (night.srv / "crontab").write_text("\n".join([settings, *marks, ""]))
+    command = ["unshare", "--mount", "sh", "-c", CRON_NAMESPACE, "sh", str(night.srv)]
+    with Process(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert wait_for((night.srv / "failed").exists, 100)
+            assert wait_for((night.srv / "status").exists)
+            assert wait_for(
+                lambda: not children(process)
+            )  # which send the mail, if there is any
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert ((night.srv / "status").read_text(), (night.srv / "failed").read_text()) == (
+        "0\n",
+        "1\n",
+    )
+    assert night.counts() == [2]
+    head, _, body = (night.srv / "mail").read_text().partition("\n\n")
+    assert head.count("Subject:") == 1
+    assert f"To: {night.settings['MAILTO']}" in head
+    assert body == night.missing().replace("/events/", "/missing/")
 
 
 @pytest.mark.skipif(not shutil.which("crontab"), reason="needs crontab, to check it")
 def test_cron_takes_the_crontab(tmp_path: Path) -> None:
-    (tmp_path / "crontab").write_text(blocks("crontab")[0])
+    (tmp_path / "crontab").write_text(readme_blocks("crontab")[0])
     check = ["crontab", "-n", str(tmp_path / "crontab")]
     done = subprocess.run(check, capture_output=True, text=True)
     if "invalid option" in done.stderr:
@@ -276,20 +550,49 @@ def test_cron_takes_the_crontab(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(
+    not shutil.which("systemd-analyze"),
+    reason="needs systemd-analyze to check the units",
+)
+def test_the_systemd_units_in_the_readme(night: Night) -> None:
+    """Are valid, and run what the crontab's first line runs."""
+    service, timer = readme_blocks("ini")
+    match = re.search(r"ExecStart=/bin/sh -c '(.*)'", service)
+    assert match
+    command = night.here(match[1]).replace("$$", "$").replace("%%", "%")
+    assert command == night.yesterday.replace("\\%", "%").partition("&& ")[2]
+    (night.srv / "load-active-users.service").write_text(night.here(service))
+    (night.srv / "load-active-users.timer").write_text(timer)
+    units = sorted(night.srv.glob("load-active-users.*"))
+    verify = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
+    done = subprocess.run(verify, capture_output=True, text=True)
+    assert [
+        line for line in done.stderr.splitlines() if "load-active-users" in line
+    ] == []
+    assert done.returncode == 0
+
+
 def unit(text: str) -> dict[str, str]:
     parser = RawConfigParser(strict=True)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(text)
-    return {name: value for section in parser.sections() for name, value in parser[section].items()}
+    return {
+        name: value
+        for section in parser.sections()
+        for name, value in parser[section].items()
+    }
 
 
 def test_the_units_do_what_the_crontab_does(night: Night) -> None:
-    service, timer = (unit(night.here(block)) for block in blocks("ini"))
+    service, timer = (unit(night.here(block)) for block in readme_blocks("ini"))
     assert timer["OnCalendar"] == "*-*-* 04:15"
-    assert "\n15 4 * * * " in blocks("crontab")[0]
+    assert "\n15 4 * * * " in readme_blocks("crontab")[0]
     (start,) = re.findall("`systemctl enable --now (.*)`", README)
     assert README.count(f"`/etc/systemd/system/{start}`") == 1
-    assert README.count(f"`/etc/systemd/system/{start.removesuffix('.timer')}.service`") == 1
+    assert (
+        README.count(f"`/etc/systemd/system/{start.removesuffix('.timer')}.service`")
+        == 1
+    )
     name, _, db = service["Environment"].partition("=")
     assert {name: db} == {"LOAD_ACTIVE_USERS_DB": str(night.loader.db)}
     command = service["ExecStart"].replace("$$", "$").replace("%%", "%")
@@ -325,14 +628,18 @@ def day_of(number: int) -> str:
 
 
 def load_days(loader: Loader, *days: int) -> None:
-    """Each on the morning after it, with a user who comes on every one and others who do not."""
+    """Each on the morning after it, with a user who comes on every one and others who
+    do not."""
     for day in days:
         users = ["always", *(f"{day}-{n}" for n in range(day % 3))]
-        loader.load("-", input=lines(*(event(user, NOON + day * DAY) for user in users)))
+        loader.load(
+            loader.file(lines(*(event(user, NOON + day * DAY) for user in users)))
+        )
         newest = "(SELECT max(loaded_at) FROM load_log)"
         change(
             loader,
-            f"UPDATE load_log SET loaded_at = '{morning_after(day)}' WHERE loaded_at = {newest}",
+            f"UPDATE load_log SET loaded_at = '{morning_after(day)}' WHERE loaded_at ="
+            f" {newest}",
         )
 
 
@@ -350,7 +657,7 @@ def rows(loader: Loader, query: str) -> list[tuple[Any, ...]]:
 
 
 def test_the_last_dates(loader: Loader) -> None:
-    loader.load("-", input=lines(*(event("a", NOON + n * DAY) for n in range(40))))
+    loader.load(loader.file(lines(*(event("a", NOON + n * DAY) for n in range(40)))))
     future = date.today() + timedelta(2)
     change(loader, f"INSERT INTO active_user_table VALUES ('{future}', 9)")
     expected = [(day_of(n), 1) for n in reversed(range(10, 40))]
@@ -390,7 +697,8 @@ def test_the_last_loads(loader: Loader) -> None:
     load_days(loader, *range(9))
     change(loader, "UPDATE load_log SET seconds = 0.5")
     assert rows(loader, the_block("sql", "SELECT loaded_at, ")) == [
-        (morning_after(n), 0.5, '["-"]', 1 + n % 3, 0, 1 + n % 3, 0) for n in reversed(range(2, 9))
+        (morning_after(n), 0.5, '["-"]', 1 + n % 3, 0, 1 + n % 3, 0)
+        for n in reversed(range(2, 9))
     ]
 
 
@@ -399,7 +707,7 @@ def test_a_person_is_deleted(loader: Loader) -> None:
     statement = the_block("sql", "UPDATE active_user")
     (user,) = re.findall(r"user_pseudo_id = '([^']+)'", statement)
     events = [event(user), event(user, NOON + DAY), event("b"), event("b", NOON + DAY)]
-    loader.load("-", input=lines(*events))
+    loader.load(loader.file(lines(*events)))
     trend = "SELECT * FROM active_user_trend ORDER BY date"
     before = rows(loader, trend)
     change(loader, statement)
@@ -410,11 +718,28 @@ def test_a_person_is_deleted(loader: Loader) -> None:
     assert sorted(found) == [("b", 2), (deleted, 2)]
 
 
-# -- Live: see test_live.py
+# -- Live
+
+
+def test_the_live_command(loader: Loader) -> None:
+    """Its pipe, with a producer that ends."""
+    blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]
+    (command,) = [
+        block.split("```")[0] for block in blocks if block.startswith("some-producer")
+    ]
+    loader.file(lines(event("a"), b"bad", event("b")))
+    python = f"{shlex.quote(sys.executable)} {ROOT}/load_active_users.py"
+    command = command.replace("some-producer", "cat events.jsons")
+    command = command.replace(".venv/bin/python load_active_users.py", python)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=loader.directory, capture_output=True
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, f"-:2: {NOT_AN_OBJECT}\n")
+    assert loader.table() == {"2019-12-30": 2}
+    assert (loader.directory / "bad.jsons").read_bytes() == b"bad\n"
 
 
 # -- Past one machine
-
 
 of_postgres = pytest.mark.parametrize(
     "loader", [pytest.param("PostgreSQL", marks=needs_postgres)], indirect=True
@@ -430,9 +755,13 @@ def here(loader: PostgresLoader, command: str) -> str:
 
 @of_postgres
 @pytest.mark.parametrize("place", ["~/.pgpass", "PGPASSWORD"])
-def test_where_the_password_belongs(clone: Clone, loader: PostgresLoader, place: str) -> None:
+def test_where_the_password_belongs(
+    clone: Clone, loader: PostgresLoader, place: str
+) -> None:
     assert f"`{place}`" in README
-    load = the_block("console", ".venv/bin/python load_active_users.py --db postgresql:")
+    load = the_block(
+        "console", ".venv/bin/python load_active_users.py --db postgresql:"
+    )
     env = {"HOME": str(clone.directory)}
     if place == "PGPASSWORD":
         env[place] = "p@ss"
@@ -440,16 +769,20 @@ def test_where_the_password_belongs(clone: Clone, loader: PostgresLoader, place:
         (clone.directory / ".pgpass").write_text("*:*:*:loader:p@ss\n")
         (clone.directory / ".pgpass").chmod(0o600)
     assert clone.run(here(loader, load), **env) == (0, REPORT, "")
-    assert [count for _, count in loader.query("SELECT * FROM active_user_table")] == [11, 31, 22]
+    assert [count for _, count in loader.query("SELECT * FROM active_user_table")] == [
+        11,
+        31,
+        22,
+    ]
 
 
 @of_postgres
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
-def test_users_are_forgotten_and_their_counts_are_kept(
+def test_psql_forgets_users_and_keeps_their_counts(
     clone: Clone, loader: PostgresLoader
 ) -> None:
     now = int(time.time()) * 10**6
-    loader.load("-", input=lines(*(event(f"{n}", now - n * DAY) for n in (398, 403))))
+    loader.load(loader.file(lines(*(event(f"{n}", now - n * DAY) for n in (398, 403)))))
     before = loader.query("SELECT * FROM active_user_table ORDER BY date")
     status, out, err = clone.run(here(loader, inline("psql -c ")), PGPASSWORD="p@ss")
     assert (status, out, err) == (0, "DELETE 1\n", "")
@@ -463,9 +796,13 @@ def test_shards_of_a_bucket(clone: Clone) -> None:
     events = clone.directory / "events"
     events.mkdir()
     for shard in range(2):
-        (events / f"2020-01-05-{shard:012}.json.gz").write_bytes(lines(event(f"{shard}")))
+        (events / f"2020-01-05-{shard:012}.json.gz").write_bytes(
+            lines(event(f"{shard}"))
+        )
     (events / "2020-01-06-000000000000.json.gz").write_bytes(lines(event("not named")))
-    status, _, err = clone.run(command.replace("gs://my-bucket", f"file://{clone.directory}"))
+    status, _, err = clone.run(
+        command.replace("gs://my-bucket", f"file://{clone.directory}")
+    )
     assert (status, err) == (0, "")
     assert clone.loader.table() == {"2019-12-30": 2}
 
@@ -480,7 +817,9 @@ def test_a_cluster(clone: Clone) -> None:
     scheduler += f" --host {address.replace(':', ' --port ')} --no-dashboard"
     worker += " --host 127.0.0.1 --no-dashboard --local-directory ."
     (clone.directory / "events").mkdir()
-    (clone.directory / "events" / "2020-01-05-0.json").write_bytes(lines(event("a"), event("b")))
+    (clone.directory / "events" / "2020-01-05-0.json").write_bytes(
+        lines(event("a"), event("b"))
+    )
     log = clone.directory / "log"
     processes = []
     try:
@@ -516,7 +855,7 @@ def test_the_benchmark(clone: Clone) -> None:
     assert out.startswith("| input | contender | seconds |")
 
 
-# -- Options
+# -- Bad records
 
 
 def test_bad_records(clone: Clone) -> None:

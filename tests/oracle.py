@@ -1,4 +1,5 @@
-"""The rule read slowly and plainly, with json and zoneinfo: what the loader has to agree with."""
+"""The rule read slowly and plainly, with json and zoneinfo: what the loader has to
+agree with."""
 
 import json
 import re
@@ -74,8 +75,8 @@ def other_format(data: bytes) -> str | None:
 
 
 def needle(rule: Rule) -> str:
-    """What a line with an engagement event must hold, in some spelling: a word of the only name,
-    or else the key of the engagement time."""
+    """What a line with an engagement event must hold, in some spelling: a word of the
+    only name, or else the key of the engagement time."""
     words = re.findall("[A-Za-z0-9_]+", rule.names[0])
     return max(words, key=len, default="event_name") if is_by_name_alone(rule) else TIME
 
@@ -85,31 +86,42 @@ def is_by_name_alone(rule: Rule) -> bool:
 
 
 def may_hold_engagement(record: bytes, rule: Rule) -> bool:
-    """Whether a line holds what is searched for, or an escape that may be of one of its letters."""
+    """Whether a line holds what is searched for, or an escape that may be of one of its
+    letters."""
     text = needle(rule)
     rows = {f"{ord(letter) >> 4:x}" for letter in text}  # of the ASCII table
-    return text.encode() in record or any(rb"\u00" + row.encode() in record for row in rows)
+    return text.encode() in record or any(
+        rb"\u00" + row.encode() in record for row in rows
+    )
 
 
 def is_engagement(event: Any, rule: Rule) -> bool:
-    """Whether an object is an engagement event: of the only name or, of several names or any, if
-    it holds the key of the engagement time. Raises ValueError where that can't be told."""
+    """Whether an object is an engagement event: of the only name or, of several names
+    or any, if it holds the key of the engagement time. Raises ValueError where that
+    can't be told."""
     name = event.get("event_name")
     if "*" not in rule.names and not (type(name) is str and name in rule.names):
         return False
     if is_by_name_alone(rule):
         return True
-    params = [expect(param, dict) for param in optional(event.get("event_params"), list)]
+    params = [
+        expect(param, dict) for param in optional(event.get("event_params"), list)
+    ]
     return TIME in [optional(param.get("key"), str) for param in params]
 
 
 def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | None:
-    """The date and the user that an engagement event makes active, or None. Raises ValueError."""
-    params = [expect(param, dict) for param in optional(event.get("event_params"), list)]
+    """The date and the user that an engagement event makes active, or None. Raises
+    ValueError."""
+    params = [
+        expect(param, dict) for param in optional(event.get("event_params"), list)
+    ]
     keys = [optional(param.get("key"), str) for param in params]
     values = [optional(param.get("value"), dict).get("int_value") for param in params]
     pairs = zip(keys, values, strict=True)
-    msecs = [integer(value) for key, value in pairs if key == TIME and value is not None]
+    msecs = [
+        integer(value) for key, value in pairs if key == TIME and value is not None
+    ]
     user = optional(event.get("user_pseudo_id"), str)
     if "\0" in user or len(user.encode()) > 512:
         refuse()
@@ -120,11 +132,17 @@ def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | No
         refuse()
     named = [param["key"] for param in params if param.get("key") is not None]
     valuable = any(fnmatchcase(key, glob) for key in named for glob in rule.globs)
-    return (date, user or None) if valuable and any(msec >= rule.least for msec in msecs) else None
+    return (
+        (date, user or None)
+        if valuable and any(msec >= rule.least for msec in msecs)
+        else None
+    )
 
 
 def read(
-    data: bytes, rule: Rule = DEFAULT, dates: tuple[str, str] = ("2000-01-01", "9999-12-31")
+    data: bytes,
+    rule: Rule = DEFAULT,
+    dates: tuple[str, str] = ("2000-01-01", "9999-12-31"),
 ) -> Result:
     """The active users by date, the tallies that are not 0 and the bad lines by number.
 
@@ -147,8 +165,12 @@ def read(
                 refuse()
             if not may_hold_engagement(record, rule):
                 continue
-            event = json.loads(record.decode(), parse_int=json_integer, parse_constant=refuse)
-            json.dumps(event, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            event = json.loads(
+                record.decode(), parse_int=json_integer, parse_constant=refuse
+            )
+            json.dumps(
+                event, ensure_ascii=False
+            ).encode()  # half a surrogate pair is no text
             if not is_engagement(event, rule):
                 continue
             active = active_user(event, rule)

@@ -1,0 +1,405 @@
+"""What a load prints: the report as a table, JSON or CSV, and the progress bar."""
+
+import errno
+import gzip
+import os
+import pty
+import re
+import select
+import shlex
+import subprocess
+import termios
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from helpers import (
+    NOT_AN_OBJECT,
+    ROOT,
+    SAMPLE,
+    SAMPLE_TABLE,
+    Loader,
+    event,
+    lines,
+    make_rule,
+)
+from tqdm import tqdm
+
+import load_active_users
+from load_active_users import (
+    DateCount,
+    Range,
+    Report,
+    Tally,
+    as_table,
+    scan_in_turn,
+)
+
+
+def test_the_report_as_a_table(loader: Loader) -> None:
+    done = loader.run(SAMPLE, env={"COLUMNS": "80"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (
+        done.stdout.decode()
+        == (ROOT / "README.md").read_text().split("```text\n")[1].split("```")[0]
+    )
+
+
+def test_the_report_as_csv(loader: Loader) -> None:
+    done = loader.run("--format", "csv", SAMPLE)
+    assert (
+        done.stdout
+        == b"date,active_user_count,added\n2019-12-29,11,11\n2019-12-30,31,31\n2019-12-31,22,22\n"
+    )
+
+
+def test_quiet(loader: Loader) -> None:
+    done = loader.run("-q", SAMPLE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert loader.table() == SAMPLE_TABLE
+
+
+def test_replace_as_csv_and_as_a_table(loader: Loader) -> None:
+    loader.load(loader.file(lines(event("a"), event("b"))))
+    args = ["--replace", "--dates", "2019-12-30", "-"]
+    done = loader.run("--format", "csv", *args, input=lines(event("c")))
+    assert done.stdout == b"date,active_user_count,added,removed\n2019-12-30,1,1,2\n"
+    done = loader.run(*args, input=lines(event("a"), event("d")), env={"COLUMNS": "80"})
+    assert (
+        done.stdout.decode()
+        == "date        active_user_count  added  removed\n2019-12-30                 "
+        " 2      2        1  █████████████████████████████████\n2 lines → 2"
+        " engagement events → 2 active → 2 user-days (2 new, 1 removed)\n"
+    )
+
+
+def test_user_days_are_those_of_this_load(loader: Loader) -> None:
+    loader.load(SAMPLE)
+    again = loader.file(
+        lines(event("new"), event("new"), event("new2")) + SAMPLE.read_bytes()
+    )
+    steps = "1003 lines → 78 engagement events → 67 active → 66 user-days"
+    assert loader.run(again).stdout.decode().splitlines()[-1] == f"{steps} (2 new)"
+    options = ["--replace", "--dates", "2019-12-29..2019-12-31"]
+    assert (
+        loader.run(*options, again).stdout.decode().splitlines()[-1]
+        == f"{steps} (0 new)"
+    )
+    steps = "1000 lines → 75 engagement events → 64 active → 64 user-days"
+    last = loader.run(*options, SAMPLE).stdout.decode().splitlines()[-1]
+    assert last == f"{steps} (0 new, 2 removed)"
+
+
+def test_an_encoding_without_bars(loader: Loader) -> None:
+    done = loader.run(SAMPLE, env={"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[2].endswith(b"     31  " + 42 * b"#")
+    last = (
+        b"\n1000 lines -> 75 engagement events -> 64 active -> 64 user-days (64 new)\n"
+    )
+    assert done.stdout.endswith(last)
+
+
+def a_report(replace: bool, *counts: DateCount, **tally: int) -> Report:
+    return Report(replace, 1, Tally(**tally), {count.date: count for count in counts})
+
+
+def plain_table(report: Report) -> list[str]:
+    return re.sub(r"\x1b\[\d*m", "", as_table(report)).splitlines()
+
+
+def test_bars_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    counts = [
+        DateCount("2020-01-01", 10**9, 0, 0, 3),
+        DateCount("2020-01-02", 1, 1, 0, 1),
+        DateCount("2020-01-03", 0, 0, 2, 0),
+    ]
+    tallies = {"lines": 9, "engagement_events": 8, "active_events": 7}
+    assert plain_table(a_report(False, *counts[:2], **tallies)) == [
+        "date        active_user_count  added",
+        "2020-01-01         1000000000      0  " + 42 * "█",
+        "2020-01-02                  1      1  █",
+        "9 lines → 8 engagement events → 7 active → 4 user-days (1 new)",
+    ]
+    assert plain_table(a_report(True, *counts, **tallies)) == [
+        "date        active_user_count  added  removed",
+        "2020-01-01         1000000000      0        0  " + 33 * "█",
+        "2020-01-02                  1      1        0  █",
+        "2020-01-03                  0      0        2",
+        "9 lines → 8 engagement events → 7 active → 4 user-days (1 new, 2 removed)",
+    ]
+
+
+SAID = {
+    "nothing": (
+        {},
+        0,
+        "0 lines → 0 engagement events → 0 active → 0 user-days (0 new)",
+    ),
+    "one of each": (
+        {
+            "lines": 1,
+            "engagement_events": 1,
+            "active_events": 1,
+            "anonymous_events": 1,
+            "out_of_range_events": 1,
+            "bad_records": 1,
+        },
+        1,
+        (
+            "1 line → 1 engagement event → 1 active → 0 user-days (0 new); 1 anonymous"
+            " event; 1 out of range event; 1 bad record; 1 user left out of final dates"
+        ),
+    ),
+    "two of each": (
+        {
+            "lines": 2,
+            "engagement_events": 2,
+            "active_events": 2,
+            "anonymous_events": 2,
+            "out_of_range_events": 2,
+            "bad_records": 2,
+        },
+        2,
+        (
+            "2 lines → 2 engagement events → 2 active → 0 user-days (0 new); 2"
+            " anonymous events; 2 out of range events; 2 bad records; 2 users left out"
+            " of final dates"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_the_line_of_tallies(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tallies, left_out, expected = SAID[case]
+    monkeypatch.setenv("COLUMNS", "500")
+    counts = [DateCount("2020-01-01", 5, left_out=left_out)] * bool(left_out)
+    assert plain_table(a_report(False, *counts, **tallies))[-1] == expected
+
+
+# -- On a terminal
+
+
+def on_a_terminal(
+    loader: Loader,
+    *args: object,
+    columns: int = 100,
+    env: dict[str, str] | None = None,
+    number: int = 2,
+) -> tuple[int, str, str]:
+    """The exit status of a command whose output is a terminal, and what it printed on
+    it and on standard error, which is a terminal of its own, if there are two."""
+    terminals = [pty.openpty() for _ in range(number)]
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")
+    }
+    for _, terminal in terminals:
+        termios.tcsetwinsize(terminal, (24, columns))
+    with loader.start(
+        *args,
+        env={**environment, "TERM": "xterm", **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=terminals[0][1],
+        stderr=terminals[-1][1],
+    ) as process:
+        for _, terminal in terminals:
+            os.close(terminal)
+        texts = {controller: b"" for controller, _ in terminals}
+        todo = set(texts)
+        while todo:
+            for controller in select.select(todo, [], [], 60)[0]:
+                try:
+                    chunk = os.read(controller, 65_536)
+                except OSError as error:  # how Linux says that the other end was closed
+                    assert error.errno == errno.EIO
+                    chunk = b""
+                texts[controller] += chunk
+                if not chunk:
+                    todo.remove(controller)
+        process.wait(60)
+    for controller in texts:
+        os.close(controller)
+    printed = [text.decode().replace("\r\n", "\n") for text in texts.values()]
+    return process.returncode, printed[0], printed[-1]
+
+
+def test_a_terminal_shows_bars_in_colour(loader: Loader) -> None:
+    loader.load(loader.file(lines(event("a"), event("b"))))
+    events = loader.file(lines(event("a"), event("c"), event("d")))
+    status, out, err = on_a_terminal(loader, "--no-progress", events, columns=50)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [  # half of the users were there before
+        "date        active_user_count  added",
+        (
+            "2019-12-30                  4      2 "
+            " \x1b[34m██████\x1b[0m\x1b[32m██████\x1b[0m"
+        ),
+        "3 lines → 3 engagement events → 3 active → 3",
+        "user-days (2 new)",
+    ]
+
+
+def test_a_bar_of_one_new_user_is_all_new(loader: Loader) -> None:
+    _, out, _ = on_a_terminal(
+        loader, "--no-progress", loader.file(lines(event())), columns=50
+    )
+    assert out.splitlines()[1].endswith(
+        f"      1      1  \x1b[34m\x1b[0m\x1b[32m{12 * '█'}\x1b[0m"
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_colour_where_it_is_not_wanted(
+    loader: Loader, name: str, value: str
+) -> None:
+    status, out, _ = on_a_terminal(loader, SAMPLE, env={name: value})
+    assert status == 0
+    assert out.splitlines()[2] == f"2019-12-30                 31     31  {62 * '█'}"
+
+
+@pytest.mark.parametrize("columns", [45, 60, 100, 200])
+def test_the_report_is_as_wide_as_the_terminal(loader: Loader, columns: int) -> None:
+    _, out, _ = on_a_terminal(loader, SAMPLE, columns=columns, env={"NO_COLOR": "1"})
+    widths = [len(line) for line in out.splitlines()]
+    assert max(widths) <= columns
+    assert widths[2] == columns  # the longest bar
+    text = " 1000 lines → 75 engagement events → 64 active → 64 user-days (64 new)"
+    assert " ".join(["", *out.splitlines()[4:]]) == text
+
+
+# -- Progress
+
+
+def screen(text: str) -> list[str]:
+    """What a terminal shows one after another in its last line."""
+    return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+
+
+def seen(text: str) -> list[str]:
+    """What is left on a terminal in the end."""
+    return [line.rpartition("\r")[2] for line in text.split("\n")]
+
+
+@pytest.fixture(scope="module")
+def thirty_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("progress") / "large.jsons"
+    path.write_bytes(SAMPLE.read_bytes() * 30)
+    return path
+
+
+BAR = (
+    r"(writing: )? *(\d+)%\|.*\| [\d.]+[kMG]?/{}[kMG] \[\d\d:\d\d<[\d?:]+,"
+    r" +[\d.?]+[kMG]?B/s\]"
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_on_a_terminal(
+    loader: Loader, thirty_samples: Path, workers: int
+) -> None:
+    """In bytes of all files; it ends at all of them, and nothing of it is left."""
+    args = ["--workers", workers, "-q", *[thirty_samples] * 4]
+    status, out, err = on_a_terminal(loader, *args, columns=70)
+    bars = [re.fullmatch(BAR.format("289"), line) for line in screen(err)]
+    assert (status, out) == (0, "")
+    assert None not in bars, screen(err)
+    shares = [int(bar[2]) for bar in bars if bar]
+    assert shares == sorted(shares)
+    assert bars[-1] and bars[-1].groups() == ("writing: ", "100")
+    assert {bar[1] for bar in bars[:-1] if bar} <= {None}
+    assert seen(err) == [""]
+
+
+def test_the_report_takes_the_place_of_the_bar(loader: Loader) -> None:
+    """On a terminal that shows both."""
+    status, out, _ = on_a_terminal(loader, "--format", "csv", SAMPLE, number=1)
+    assert (status, "writing: " in out) == (0, True)
+    rows = ["2019-12-29,11,11", "2019-12-30,31,31", "2019-12-31,22,22"]
+    assert seen(out) == ["date,active_user_count,added", *rows, ""]
+
+
+def test_progress_of_compressed_files(loader: Loader) -> None:
+    """In bytes of the files as they are, of which each has three batches."""
+    name = loader.file(gzip.compress(SAMPLE.read_bytes(), 1) * 30, "large.gz")
+    size = os.path.getsize(loader.directory / name) * 3
+    status, _, err = on_a_terminal(loader, "-q", *[name] * 3)
+    bars = [re.fullmatch(BAR.format(r"([\d.]+)"), line) for line in screen(err)]
+    assert status == 0
+    assert None not in bars, screen(err)
+    assert bars[-1] and bars[-1][2] == "100"
+    assert [float(bar[3]) for bar in bars if bar] == pytest.approx(
+        [size / 1e6] * len(bars), 0.01
+    )
+    assert loader.query("SELECT bytes FROM load_log") == [(size,)]
+
+
+def test_progress_of_a_pipe(loader: Loader, thirty_samples: Path) -> None:
+    """Its size is not known."""
+    command = (
+        f"cat {shlex.quote(str(thirty_samples))} |"
+        f" {shlex.join(loader.command('-q', '-'))}"
+    )
+    loader.command = lambda *_: ["sh", "-c", command]  # type: ignore[method-assign]
+    status, _, err = on_a_terminal(loader)
+    assert status == 0
+    last = r"writing: 72.2MB \[\d\d:\d\d, [\d.]+[kMG]B/s\]"
+    assert re.fullmatch(last, screen(err)[-1])
+    assert seen(err) == [""]
+
+
+def test_no_progress_where_it_is_not_wanted(
+    loader: Loader, thirty_samples: Path
+) -> None:
+    assert on_a_terminal(loader, "--no-progress", thirty_samples)[2] == ""
+    assert loader.run(thirty_samples).stderr == b""
+
+
+def test_progress_in_a_file_is_in_lines(loader: Loader) -> None:
+    done = loader.run("--progress", "-q", SAMPLE)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr == b"" or done.stderr.endswith(b"\n")
+
+
+def test_messages_of_a_short_load_leave_no_bar(loader: Loader) -> None:
+    """Before a bar would have been shown: a message may draw it, and nothing of it is
+    left."""
+    bad = loader.file(b"bad\n")
+    status, _, err = on_a_terminal(loader, bad)
+    what = "bad records: 1, more than --max-bad-records 0; nothing was loaded"
+    assert status == 1
+    assert seen(err) == [f"{bad}:1: {NOT_AN_OBJECT}", f"Error: {what}", ""]
+
+
+def test_messages_take_the_place_of_progress(
+    loader: Loader, thirty_samples: Path
+) -> None:
+    bad = loader.file(b"bad\n")
+    status, _, err = on_a_terminal(loader, thirty_samples, bad, thirty_samples, bad)
+    what = "bad records: 2, more than --max-bad-records 0; nothing was loaded"
+    assert status == 1
+    assert seen(err) == [*[f"{bad}:1: {NOT_AN_OBJECT}"] * 2, f"Error: {what}", ""]
+
+
+def test_invalid_settings_of_the_progress_bar(loader: Loader) -> None:
+    what = "ValueError: could not convert string to float: 'x'"
+    said = loader.refuse("--progress", SAMPLE, env={"TQDM_MININTERVAL": "x"})
+    assert said == f"Error: the progress bar (TQDM_ variables): {what}\n"
+
+
+def test_a_bar_that_cannot_be_drawn(tmp_path: Path) -> None:
+    rule = make_rule()
+    with (
+        suppress(OSError),
+        open("/dev/full", "w") as full,
+    ):  # which can't be closed either
+        bar = tqdm(total=len(SAMPLE.read_bytes()), file=full, mininterval=0, delay=1e-9)
+        with pytest.raises(OSError, match="No space left"):
+            bar.refresh()
+        loader = load_active_users.Loader(
+            (), str(tmp_path / "a.db"), rule, None, bar=bar
+        )
+        loader.load_once(scan_in_turn([Range(str(SAMPLE))], loader.scanner()))
+        bar.disable = True  # it is not to try once more when it goes
+    assert loader.report.tally.lines == 1000
