@@ -23,6 +23,7 @@ from contextlib import closing, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -144,6 +145,17 @@ def readme_blocks(language: str) -> list[str]:
     """Return the blocks of the README that are in a language."""
     parts = README.split(f"```{language}\n")[1:]
     return [part.split("```")[0] for part in parts]
+
+
+def picture_texts(svg: bytes) -> list[str]:
+    """Return what is written in a picture.
+
+    Matplotlib draws the letters, and leaves the texts in comments.
+    """
+    builder = ElementTree.TreeBuilder(insert_comments=True)
+    parser = ElementTree.XMLParser(target=builder)
+    nodes: Any = ElementTree.fromstring(svg, parser).iter()
+    return [node.text.strip() for node in nodes if node.tag is ElementTree.Comment]
 
 
 # -- Processes
@@ -408,6 +420,13 @@ class Loader:
         picture = path.read_bytes()
         path.unlink()
         return picture
+
+    def with_site(self, code: str) -> dict[str, str]:
+        """Return the environment of a process that runs some code at its very start."""
+        site = self.directory / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(code)
+        return {"PYTHONPATH": str(site)}
 
     def table(self) -> dict[str, int]:
         query = "SELECT date, active_user_count FROM active_user_table ORDER BY date"

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import operator
 import os
 import random
 import re
@@ -10,18 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import oracle
 import pytest
 from helpers import (
+    AS_ROOT,
     INTERRUPTED,
     KILLS,
+    NOT_AN_OBJECT,
+    ROOT,
     SAMPLE,
+    SAMPLE_TABLE,
     TERMINATED,
     Loader,
     is_alive,
@@ -31,7 +31,7 @@ from helpers import (
 )
 
 import load_active_users
-from load_active_users import POOL_MIN_BYTES, Batch, LoadError, Range, scan_in_processes
+from load_active_users import POOL_MIN_BYTES
 
 KILLED = "Error: a scanning process was killed (out of memory?); try fewer --workers\n"
 
@@ -41,8 +41,8 @@ def test_the_number_of_workers_changes_nothing(loader: Loader, large: Path) -> N
     for workers in (1, 2, 3, 5):
         loader.db = loader.directory / f"{workers}.db"
         options = ["--workers", workers, "--db", loader.db, "--max-bad-records", 99]
-        outputs = ["--rejects", f"{workers}.rejects", "--format", "json"]
-        done = loader.run(*options, *outputs, large, SAMPLE, large)
+        options += ["--rejects", f"{workers}.rejects", "--format", "json"]
+        done = loader.run(*options, large, SAMPLE, large, process=True)
         assert done.returncode == 0
         rejects = (loader.directory / f"{workers}.rejects").read_bytes()
         results.append((done.stdout, done.stderr, rejects, loader.content_but_log()))
@@ -51,63 +51,49 @@ def test_the_number_of_workers_changes_nothing(loader: Loader, large: Path) -> N
     users, tally, bad = oracle.read(large.read_bytes())
     report, messages = json.loads(results[0][0]), results[0][1].decode().splitlines()
     sample = oracle.read(SAMPLE.read_bytes())[0]
-    assert {date["date"]: date["active_user_count"] for date in report["dates"]} == {
-        date: len(users[date] | sample[date]) for date in sorted(users)
-    }
+    counts = {day["date"]: day["active_user_count"] for day in report["dates"]}
+    assert counts == {day: len(users[day] | sample[day]) for day in sorted(users)}
     assert report["lines"] == 2 * tally["lines"] + 1000
-    assert [line.split(": ")[0] for line in messages[:20]] == [
-        f"{large}:{n}" for n in bad
-    ][:20]
+    places = [line.split(": ")[0] for line in messages[:20]]
+    assert places == [f"{large}:{number}" for number in bad][:20]
     assert messages[20:] == [f"and {2 * len(bad) - 20} more bad records"]
     assert results[0][2] == b"".join(line + b"\n" for line in bad.values()) * 2
 
 
 def test_compressed_files_are_scanned_by_several_workers(loader: Loader) -> None:
-    """Also when one is damaged, the same one is named, whoever comes across it
-    first."""
+    """If some are damaged, the first is named, whoever comes across it first."""
     names = []
     for number in range(8):
         data = numbered_sample(number) * 4 + b"bad\n"
         names.append(loader.file(gzip.compress(data, 1), f"{number}.gz"))
-    assert (
-        sum((loader.directory / name).stat().st_size for name in names) * 10
-        > POOL_MIN_BYTES
-    )
+    sizes = [(loader.directory / name).stat().st_size for name in names]
+    assert sum(sizes) * 10 > POOL_MIN_BYTES
+    loader.load(SAMPLE)
     results = []
+    bad_records = ["--max-bad-records", 8]
     for workers in (1, 2, 4):
-        options = [
-            "--workers",
-            workers,
-            "--dry-run",
-            "--max-bad-records",
-            8,
-            "--format",
-            "json",
-        ]
-        loader.load(SAMPLE)
-        done = loader.run(*options, *names)
+        options = ["--workers", workers, "--dry-run", "--format", "json"]
+        done = loader.run(*options, *bad_records, *names, process=True)
         results.append((done.returncode, done.stdout, done.stderr.decode()))
     assert results[1:] == results[:1] * 2
     counts = [date["active_user_count"] for date in json.loads(results[0][1])["dates"]]
     assert counts == [9 * 11, 9 * 31, 9 * 22]
-    why = "is not a JSON object, {...}: one event per line is expected"
-    assert results[0][2] == "".join(f"{name}:4001: {why}\n" for name in names)
+    bad = [f"{name}:4001: {NOT_AN_OBJECT}\n" for name in names]
+    assert (results[0][0], results[0][2]) == (0, "".join(bad))
 
     for number in (2, 3):
         path = loader.directory / names[number]
         path.write_bytes(path.read_bytes()[: -1000 * number])
-    options = ["--max-bad-records", 8]
-    messages = {
-        loader.refuse("--workers", workers, *options, *names) for workers in (1, 2, 4)
-    }
-    assert len(messages) == 1
-    *bad, error = messages.pop().splitlines()
-    assert bad == [f"{name}:4001: {why}" for name in names[:2]]
     how = "Compressed file ended before the end-of-stream marker was reached"
-    damaged = (
-        rf"the compressed data is damaged or cut off \({how}\); fetch the file again"
-    )
-    assert re.fullmatch(rf"Error: 2\.gz:\d+: {damaged}", error)
+    damaged = rf"the compressed data is damaged or cut off \({how}\)"
+    messages = {
+        loader.refuse("--workers", workers, *bad_records, *names, process=True)
+        for workers in (1, 2, 4)
+    }
+    (message,) = messages
+    *shown, error = message.splitlines(keepends=True)
+    assert shown == bad[:2]
+    assert re.fullmatch(rf"Error: 2\.gz:\d+: {damaged}; fetch the file again\n", error)
 
 
 # -- Killed, interrupted
@@ -129,8 +115,7 @@ def test_a_killed_worker_is_a_clear_error(
 
 
 def test_workers_that_are_killed_at_any_moment(loader: Loader, good: Path) -> None:
-    """One of them or all: the load ends, with just the one line, and leaves no
-    process."""
+    """Whether one or all: the load ends with just the one line, and leaves no process."""
     chance = random.Random(3)
     for _ in range(KILLS):
         with loader.start("--dry-run", "-q", "--workers", 3, *[good] * 4) as process:
@@ -176,7 +161,8 @@ def test_ctrl_c_is_not_for_the_workers(loader: Loader, good: Path) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, len(json.loads(out)["dates"]), err) == (0, 3, b"")
+    counts = {day["date"]: day["active_user_count"] for day in json.loads(out)["dates"]}
+    assert (process.returncode, counts, err) == (0, SAMPLE_TABLE, b"")
 
 
 def test_no_worker_outlives_its_parent(loader: Loader, good: Path) -> None:
@@ -190,78 +176,116 @@ def test_no_worker_outlives_its_parent(loader: Loader, good: Path) -> None:
 # -- How the work is shared
 
 
+SCANNING = """
+import os, sys, time
+from load_active_users import Batch, LoadError, Range, scan_in_processes
+"""
+
+
+def in_python(directory: Path, code: str, *args: str) -> tuple[int, str, str]:
+    """Run code that scans in processes with a scanner of its own; return how it ended.
+
+    It needs a process: this one has threads, and must not fork.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", SCANNING + code, *args],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+TWO_ERRORS = """
+def scan(part):
+    if part.source == sys.argv[1]:
+        while not os.path.exists("found"):
+            time.sleep(0.01)
+    open("found", "w").close()
+    raise LoadError(part.source)
+    yield Batch()
+
+parts = [Range("first", size=1), Range("second", size=1)]
+try:
+    list(scan_in_processes(parts, scan, 2))
+except LoadError as error:
+    print(error)
+"""
+
+
 @pytest.mark.parametrize("slow", ["first", "second"])
 def test_the_error_of_the_first_range_is_raised(tmp_path: Path, slow: str) -> None:
     """Whichever is found first: the slow one waits until the other has been found."""
-    found = tmp_path / "found"
-
-    def scan(part: Range) -> Iterator[Batch]:
-        if part.source == slow:
-            assert wait_for(found.exists)
-        found.touch()
-        raise LoadError(part.source)
-        yield Batch()
-
-    with pytest.raises(LoadError, match=r"^first$"):
-        parts = [Range("first", size=1), Range("second", size=1)]
-        list(scan_in_processes(parts, scan, 2))  # type: ignore[arg-type]
+    assert in_python(tmp_path, TWO_ERRORS, slow) == (0, "first\n", "")
 
 
-def test_no_process_is_sent_more_than_its_pipe_holds() -> None:
-    """Of many small ranges beside large ones, while it waits to answer with much."""
-    parts = [Range(f"{n}{'x' * 50_000}", size=1 if n > 1 else 1000) for n in range(20)]
+LONG_ANSWERS = """
+parts = [Range(f"{n}{'x' * 50_000}", size=1 if n > 1 else 1000) for n in range(20)]
 
-    def scan(part: Range) -> Iterator[Batch]:
-        yield Batch(bad=[(1, "", b"x" * 300_000)])
+def scan(part):
+    yield Batch(bad=[(1, "", b"x" * 300_000)])
 
-    def alarm(*_: object) -> None:
-        raise AssertionError("it hangs")  # TimeoutError would be one of the pipe
-
-    before = signal.signal(signal.SIGALRM, alarm)
-    signal.alarm(60)
-    try:
-        found = list(scan_in_processes(parts, scan, 3))  # type: ignore[arg-type]
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    assert [part for part, _ in found] == parts
+found = list(scan_in_processes(parts, scan, 3))
+print([part for part, _ in found] == parts)
+"""
 
 
-def test_large_and_small_files_are_shared_evenly() -> None:
-    """Of large and small files in turn."""
-    parts = [Range(f"{n}", size=1 + 999 * (n % 2 == 0)) for n in range(24)]
+def test_no_process_is_sent_more_than_its_pipe_holds(tmp_path: Path) -> None:
+    """Of many small ranges beside large ones, while it waits to answer with much.
 
-    def scan(part: Range) -> Iterator[Batch]:
-        yield Batch(bad=[(os.getpid(), "", b"")])
-
-    work: dict[int, int] = defaultdict(int)
-    for part, batch in scan_in_processes(parts, scan, 2):  # type: ignore[arg-type]
-        work[batch.bad[0][0]] += part.work
-    assert abs(operator.sub(*work.values())) < 2 * parts[0].work
+    If the pipes were full in both directions, nothing would go on.
+    """
+    assert in_python(tmp_path, LONG_ANSWERS) == (0, "True\n", "")
 
 
+SHARED_WORK = """
+parts = [Range(f"{n}", size=1 + 999 * (n % 2 == 0)) for n in range(24)]
+
+def scan(part):
+    yield Batch(bad=[(os.getpid(), "", b"")])
+
+work = {}
+for part, batch in scan_in_processes(parts, scan, 2):
+    pid = batch.bad[0][0]
+    work[pid] = work.get(pid, 0) + part.work
+print(*work.values(), parts[0].work)
+"""
+
+
+def test_large_and_small_files_are_shared_evenly(tmp_path: Path) -> None:
+    """The files are large and small in turn."""
+    status, out, err = in_python(tmp_path, SHARED_WORK)
+    assert (status, err) == (0, "")
+    one, other, large = map(int, out.split())
+    assert abs(one - other) < 2 * large
+
+
+NO_MEMORY = """
 class Huge(bytes):
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         raise MemoryError
 
+def scan(part):
+    yield Batch(bad=[(1, "", Huge())])
 
-def test_a_process_without_memory_for_its_answer(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    def scan(part: Range) -> Iterator[Batch]:
-        yield Batch(bad=[(1, "", Huge())])
+try:
+    list(scan_in_processes([Range("x", size=1)], scan, 1))
+except LoadError as error:
+    print(f"Error: {error}")
+"""
 
-    with pytest.raises(LoadError) as raised:
-        list(scan_in_processes([Range("x", size=1)], scan, 1))  # type: ignore[arg-type]
-    assert f"Error: {raised.value}\n" == KILLED
-    assert capfd.readouterr().err == ""
+
+def test_a_process_without_memory_for_its_answer(tmp_path: Path) -> None:
+    assert in_python(tmp_path, NO_MEMORY) == (0, KILLED, "")
 
 
 # -- Limits of the machine
 
 WORKERS_NEED_FILES = (
-    "Error: scanning processes: Too many open files; allow more open files (ulimit"
-    " -n)\n"
+    "Error: scanning processes: Too many open files; "
+    "allow more open files (ulimit -n)\n"
 )
 WORKERS_NEED_PROCESSES = (
     "Error: scanning processes: Resource temporarily unavailable; "
@@ -280,11 +304,10 @@ def test_few_open_files(loader: Loader, good: Path, limit: int) -> None:
     assert done == (1, b"", WORKERS_NEED_FILES)
     assert not loader.db.exists()
     assert loader.run_under(before, "-q", "--workers", 1, good) == (0, b"", "")
+    assert loader.table() == SAMPLE_TABLE
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root, to be another user than root"
-)
+@AS_ROOT
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_few_processes(loader: Loader, good: Path, limit: int) -> None:
     """Beside the loader there are three workers, one for each range."""
@@ -293,44 +316,29 @@ def test_few_processes(loader: Loader, good: Path, limit: int) -> None:
     done = loader.run_under(AS_NOBODY.format(limit), "-q", "--workers", 4, good)
     assert done == (1, b"", WORKERS_NEED_PROCESSES)
     assert not loader.db.exists()
-    assert loader.run_under(AS_NOBODY.format(1), "-q", "--workers", 1, good) == (
-        0,
-        b"",
-        "",
-    )
+    done = loader.run_under(AS_NOBODY.format(1), "-q", "--workers", 1, good)
+    assert done == (0, b"", "")
+    assert loader.table() == SAMPLE_TABLE
 
 
 def test_the_message_where_no_thread_can_start() -> None:
     said = load_active_users.reason(RuntimeError("can't start new thread"))
-    what = (
-        "can't start a thread; allow more processes (ulimit -u), or try fewer --workers"
-    )
-    assert said == what
+    remedy = "allow more processes (ulimit -u), or try fewer --workers"
+    assert said == f"can't start a thread; {remedy}"
 
 
 # -- Start-up
 
-HEAVY = {
-    *(
-        "multiprocessing",
-        "isal",
-        "backports.zstd",
-        "json",
-        "matplotlib",
-        "distributed",
-        "psycopg",
-    ),
-    *("fsspec", "numpy", "concurrent.futures"),
-}
+HEAVY = {"json", "multiprocessing", "concurrent.futures", "isal", "backports.zstd"}
+HEAVY |= {"compression.zstd", "matplotlib", "numpy", "distributed", "psycopg", "fsspec"}
 
 
 def test_the_sample_needs_no_heavy_import(loader: Loader) -> None:
-    command = [sys.executable, "-X", "importtime", *loader.command(SAMPLE)[1:]]
+    python, *command = loader.command("-q", SAMPLE)
+    command = [python, "-X", "importtime", *command]
     done = subprocess.run(command, cwd=loader.directory, capture_output=True, text=True)
-    imported = {
-        line.rsplit("|", 1)[1].strip()
-        for line in done.stderr.splitlines()
-        if "|" in line
-    }
+    assert (done.returncode, loader.table()) == (0, SAMPLE_TABLE)
+    rows = [line.rpartition("|") for line in done.stderr.splitlines()]
+    imported = {name.strip() for _, _, name in rows}
     assert {"click", "msgspec", "stringzilla"} <= imported
     assert not imported & HEAVY

@@ -9,48 +9,38 @@ import select
 import shlex
 import subprocess
 import termios
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from helpers import (
     NOT_AN_OBJECT,
-    ROOT,
     SAMPLE,
     SAMPLE_TABLE,
     Loader,
     event,
     lines,
-    make_rule,
+    readme_blocks,
 )
-from tqdm import tqdm
 
-import load_active_users
-from load_active_users import (
-    DateCount,
-    Range,
-    Report,
-    Tally,
-    as_table,
-    scan_in_turn,
-)
+from load_active_users import DateCount, Report, Tally, as_table
 
 
 def test_the_report_as_a_table(loader: Loader) -> None:
+    """The README shows it."""
     done = loader.run(SAMPLE, env={"COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert (
-        done.stdout.decode()
-        == (ROOT / "README.md").read_text().split("```text\n")[1].split("```")[0]
-    )
+    assert done.stdout.decode() == readme_blocks("text")[0]
 
 
 def test_the_report_as_csv(loader: Loader) -> None:
     done = loader.run("--format", "csv", SAMPLE)
-    assert (
-        done.stdout
-        == b"date,active_user_count,added\n2019-12-29,11,11\n2019-12-30,31,31\n2019-12-31,22,22\n"
-    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().splitlines() == [
+        "date,active_user_count,added",
+        "2019-12-29,11,11",
+        "2019-12-30,31,31",
+        "2019-12-31,22,22",
+    ]
 
 
 def test_quiet(loader: Loader) -> None:
@@ -61,43 +51,41 @@ def test_quiet(loader: Loader) -> None:
 
 def test_replace_as_csv_and_as_a_table(loader: Loader) -> None:
     loader.load(loader.file(lines(event("a"), event("b"))))
-    args = ["--replace", "--dates", "2019-12-30", "-"]
-    done = loader.run("--format", "csv", *args, input=lines(event("c")))
+    args = ["--replace", "--dates", "2019-12-30"]
+    done = loader.run("--format", "csv", *args, loader.file(lines(event("c"))))
     assert done.stdout == b"date,active_user_count,added,removed\n2019-12-30,1,1,2\n"
-    done = loader.run(*args, input=lines(event("a"), event("d")), env={"COLUMNS": "80"})
-    assert (
-        done.stdout.decode()
-        == "date        active_user_count  added  removed\n2019-12-30                 "
-        " 2      2        1  █████████████████████████████████\n2 lines → 2"
-        " engagement events → 2 active → 2 user-days (2 new, 1 removed)\n"
+    name = loader.file(lines(event("a"), event("d")))
+    done = loader.run(*args, name, env={"COLUMNS": "80"})
+    assert done.stdout.decode() == (
+        "date        active_user_count  added  removed\n"
+        "2019-12-30                  2      2        1  "
+        f"{33 * '█'}\n"
+        "2 lines → 2 engagement events → 2 active → 2 user-days (2 new, 1 removed)\n"
     )
 
 
 def test_user_days_are_those_of_this_load(loader: Loader) -> None:
     loader.load(SAMPLE)
-    again = loader.file(
-        lines(event("new"), event("new"), event("new2")) + SAMPLE.read_bytes()
-    )
+    new = lines(event("new"), event("new"), event("new2"))
+    again = loader.file(new + SAMPLE.read_bytes())
+    replace = ["--replace", "--dates", "2019-12-29..2019-12-31"]
+
+    def last_line(*args: object) -> str:
+        return loader.run(*args).stdout.decode().splitlines()[-1]
+
     steps = "1003 lines → 78 engagement events → 67 active → 66 user-days"
-    assert loader.run(again).stdout.decode().splitlines()[-1] == f"{steps} (2 new)"
-    options = ["--replace", "--dates", "2019-12-29..2019-12-31"]
-    assert (
-        loader.run(*options, again).stdout.decode().splitlines()[-1]
-        == f"{steps} (0 new)"
-    )
+    assert last_line(again) == f"{steps} (2 new)"
+    assert last_line(*replace, again) == f"{steps} (0 new)"
     steps = "1000 lines → 75 engagement events → 64 active → 64 user-days"
-    last = loader.run(*options, SAMPLE).stdout.decode().splitlines()[-1]
-    assert last == f"{steps} (0 new, 2 removed)"
+    assert last_line(*replace, SAMPLE) == f"{steps} (0 new, 2 removed)"
 
 
 def test_an_encoding_without_bars(loader: Loader) -> None:
-    done = loader.run(SAMPLE, env={"PYTHONIOENCODING": "latin-1"})
+    env = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "80"}
+    done = loader.run(SAMPLE, env=env, process=True)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.splitlines()[2].endswith(b"     31  " + 42 * b"#")
-    last = (
-        b"\n1000 lines -> 75 engagement events -> 64 active -> 64 user-days (64 new)\n"
-    )
-    assert done.stdout.endswith(last)
+    expected = readme_blocks("text")[0].replace("█", "#").replace("→", "->")
+    assert done.stdout.decode() == expected
 
 
 def a_report(replace: bool, *counts: DateCount, **tally: int) -> Report:
@@ -131,52 +119,26 @@ def test_bars_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+STEPS = ["lines", "engagement_events", "active_events"]
+STEPS += ["anonymous_events", "out_of_range_events", "bad_records"]
 SAID = {
-    "nothing": (
-        {},
-        0,
-        "0 lines → 0 engagement events → 0 active → 0 user-days (0 new)",
-    ),
-    "one of each": (
-        {
-            "lines": 1,
-            "engagement_events": 1,
-            "active_events": 1,
-            "anonymous_events": 1,
-            "out_of_range_events": 1,
-            "bad_records": 1,
-        },
-        1,
-        (
-            "1 line → 1 engagement event → 1 active → 0 user-days (0 new); 1 anonymous"
-            " event; 1 out of range event; 1 bad record; 1 user left out of final dates"
-        ),
-    ),
-    "two of each": (
-        {
-            "lines": 2,
-            "engagement_events": 2,
-            "active_events": 2,
-            "anonymous_events": 2,
-            "out_of_range_events": 2,
-            "bad_records": 2,
-        },
-        2,
-        (
-            "2 lines → 2 engagement events → 2 active → 0 user-days (0 new); 2"
-            " anonymous events; 2 out of range events; 2 bad records; 2 users left out"
-            " of final dates"
-        ),
-    ),
+    0: "0 lines → 0 engagement events → 0 active → 0 user-days (0 new)",
+    1: "1 line → 1 engagement event → 1 active → 0 user-days (0 new); "
+    "1 anonymous event; 1 out of range event; 1 bad record; "
+    "1 user left out of final dates",
+    2: "2 lines → 2 engagement events → 2 active → 0 user-days (0 new); "
+    "2 anonymous events; 2 out of range events; 2 bad records; "
+    "2 users left out of final dates",
 }
 
 
-@pytest.mark.parametrize("case", SAID)
-def test_the_line_of_tallies(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tallies, left_out, expected = SAID[case]
+@pytest.mark.parametrize("number", SAID)
+def test_the_line_of_tallies(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows as many of each as there are, and leaves out remarks on none."""
     monkeypatch.setenv("COLUMNS", "500")
-    counts = [DateCount("2020-01-01", 5, left_out=left_out)] * bool(left_out)
-    assert plain_table(a_report(False, *counts, **tallies))[-1] == expected
+    counts = [DateCount("2020-01-01", 5, left_out=number)] * bool(number)
+    report = a_report(False, *counts, **dict.fromkeys(STEPS, number))
+    assert plain_table(report)[-1] == SAID[number]
 
 
 # -- On a terminal
@@ -189,12 +151,13 @@ def on_a_terminal(
     env: dict[str, str] | None = None,
     number: int = 2,
 ) -> tuple[int, str, str]:
-    """The exit status of a command whose output is a terminal, and what it printed on
-    it and on standard error, which is a terminal of its own, if there are two."""
+    """Return the exit status of a command, and what it printed on terminals.
+
+    Standard output is a terminal, and standard error is another, if there are two.
+    """
     terminals = [pty.openpty() for _ in range(number)]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")
-    }
+    unset = ("COLUMNS", "NO_COLOR")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
     for _, terminal in terminals:
         termios.tcsetwinsize(terminal, (24, columns))
     with loader.start(
@@ -230,24 +193,21 @@ def test_a_terminal_shows_bars_in_colour(loader: Loader) -> None:
     events = loader.file(lines(event("a"), event("c"), event("d")))
     status, out, err = on_a_terminal(loader, "--no-progress", events, columns=50)
     assert (status, err) == (0, "")
+    bars = "\x1b[34m██████\x1b[0m\x1b[32m██████\x1b[0m"
     assert out.splitlines() == [  # half of the users were there before
         "date        active_user_count  added",
-        (
-            "2019-12-30                  4      2 "
-            " \x1b[34m██████\x1b[0m\x1b[32m██████\x1b[0m"
-        ),
+        f"2019-12-30                  4      2  {bars}",
         "3 lines → 3 engagement events → 3 active → 3",
         "user-days (2 new)",
     ]
 
 
 def test_a_bar_of_one_new_user_is_all_new(loader: Loader) -> None:
-    _, out, _ = on_a_terminal(
-        loader, "--no-progress", loader.file(lines(event())), columns=50
-    )
-    assert out.splitlines()[1].endswith(
-        f"      1      1  \x1b[34m\x1b[0m\x1b[32m{12 * '█'}\x1b[0m"
-    )
+    args = ["--no-progress", loader.file(lines(event()))]
+    status, out, err = on_a_terminal(loader, *args, columns=50)
+    assert (status, err) == (0, "")
+    bars = f"\x1b[34m\x1b[0m\x1b[32m{12 * '█'}\x1b[0m"
+    assert out.splitlines()[1] == f"2019-12-30                  1      1  {bars}"
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
@@ -273,12 +233,12 @@ def test_the_report_is_as_wide_as_the_terminal(loader: Loader, columns: int) -> 
 
 
 def screen(text: str) -> list[str]:
-    """What a terminal shows one after another in its last line."""
+    """Return what a terminal shows one after another in its last line."""
     return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
 
 
 def seen(text: str) -> list[str]:
-    """What is left on a terminal in the end."""
+    """Return what is left on a terminal in the end."""
     return [line.rpartition("\r")[2] for line in text.split("\n")]
 
 
@@ -299,7 +259,7 @@ BAR = (
 def test_progress_on_a_terminal(
     loader: Loader, thirty_samples: Path, workers: int
 ) -> None:
-    """In bytes of all files; it ends at all of them, and nothing of it is left."""
+    """It counts the bytes of all files up to the end, and leaves nothing behind."""
     args = ["--workers", workers, "-q", *[thirty_samples] * 4]
     status, out, err = on_a_terminal(loader, *args, columns=70)
     bars = [re.fullmatch(BAR.format("289"), line) for line in screen(err)]
@@ -313,7 +273,7 @@ def test_progress_on_a_terminal(
 
 
 def test_the_report_takes_the_place_of_the_bar(loader: Loader) -> None:
-    """On a terminal that shows both."""
+    """One terminal shows both."""
     status, out, _ = on_a_terminal(loader, "--format", "csv", SAMPLE, number=1)
     assert (status, "writing: " in out) == (0, True)
     rows = ["2019-12-29,11,11", "2019-12-30,31,31", "2019-12-31,22,22"]
@@ -321,7 +281,7 @@ def test_the_report_takes_the_place_of_the_bar(loader: Loader) -> None:
 
 
 def test_progress_of_compressed_files(loader: Loader) -> None:
-    """In bytes of the files as they are, of which each has three batches."""
+    """It counts the bytes of the files as they are. Each has three batches."""
     name = loader.file(gzip.compress(SAMPLE.read_bytes(), 1) * 30, "large.gz")
     size = os.path.getsize(loader.directory / name) * 3
     status, _, err = on_a_terminal(loader, "-q", *[name] * 3)
@@ -329,18 +289,15 @@ def test_progress_of_compressed_files(loader: Loader) -> None:
     assert status == 0
     assert None not in bars, screen(err)
     assert bars[-1] and bars[-1][2] == "100"
-    assert [float(bar[3]) for bar in bars if bar] == pytest.approx(
-        [size / 1e6] * len(bars), 0.01
-    )
+    totals = [float(bar[3]) for bar in bars if bar]
+    assert totals == pytest.approx([size / 1e6] * len(bars), 0.01)
     assert loader.query("SELECT bytes FROM load_log") == [(size,)]
 
 
 def test_progress_of_a_pipe(loader: Loader, thirty_samples: Path) -> None:
     """Its size is not known."""
-    command = (
-        f"cat {shlex.quote(str(thirty_samples))} |"
-        f" {shlex.join(loader.command('-q', '-'))}"
-    )
+    load = shlex.join(loader.command("-q", "-"))
+    command = f"cat {shlex.quote(str(thirty_samples))} | {load}"
     loader.command = lambda *_: ["sh", "-c", command]  # type: ignore[method-assign]
     status, _, err = on_a_terminal(loader)
     assert status == 0
@@ -352,19 +309,45 @@ def test_progress_of_a_pipe(loader: Loader, thirty_samples: Path) -> None:
 def test_no_progress_where_it_is_not_wanted(
     loader: Loader, thirty_samples: Path
 ) -> None:
-    assert on_a_terminal(loader, "--no-progress", thirty_samples)[2] == ""
-    assert loader.run(thirty_samples).stderr == b""
+    status, _, err = on_a_terminal(loader, "--no-progress", thirty_samples)
+    assert (status, err) == (0, "")
+    done = loader.run(thirty_samples, process=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_progress_in_a_file_is_in_lines(loader: Loader) -> None:
-    done = loader.run("--progress", "-q", SAMPLE)
+QUICK_CLOCK = """
+import time
+real = time.time
+time.time = lambda: 200 * real()
+"""
+
+
+def test_progress_in_a_file_begins_after_ten_seconds(
+    loader: Loader, thirty_samples: Path
+) -> None:
+    """The clock of the bar runs 200 times as fast in the second load."""
+    args = ["--progress", "-q", "--workers", 1, *[thirty_samples] * 4]
+    done = loader.run(*args, process=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = loader.run(*args, env=loader.with_site(QUICK_CLOCK), process=True)
     assert (done.returncode, done.stdout) == (0, b"")
-    assert done.stderr == b"" or done.stderr.endswith(b"\n")
+    bars = screen(done.stderr.decode())
+    assert bars
+    assert [bar for bar in bars if not re.fullmatch(BAR.format("289"), bar)] == []
+
+
+def test_a_bar_that_cannot_be_drawn(loader: Loader, thirty_samples: Path) -> None:
+    args = ["--progress", "-q", "--workers", 1, *[thirty_samples] * 4]
+    env = {**os.environ, **loader.with_site(QUICK_CLOCK)}
+    with open("/dev/full", "wb") as full:
+        with loader.start(*args, env=env, stderr=full) as process:
+            out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, b"")
+    assert loader.table() == SAMPLE_TABLE
 
 
 def test_messages_of_a_short_load_leave_no_bar(loader: Loader) -> None:
-    """Before a bar would have been shown: a message may draw it, and nothing of it is
-    left."""
+    """A message may draw a bar before its time; nothing of it is left."""
     bad = loader.file(b"bad\n")
     status, _, err = on_a_terminal(loader, bad)
     what = "bad records: 1, more than --max-bad-records 0; nothing was loaded"
@@ -384,22 +367,7 @@ def test_messages_take_the_place_of_progress(
 
 def test_invalid_settings_of_the_progress_bar(loader: Loader) -> None:
     what = "ValueError: could not convert string to float: 'x'"
-    said = loader.refuse("--progress", SAMPLE, env={"TQDM_MININTERVAL": "x"})
+    """Tqdm reads them when it is imported."""
+    env = {"TQDM_MININTERVAL": "x"}
+    said = loader.refuse("--progress", SAMPLE, env=env, process=True)
     assert said == f"Error: the progress bar (TQDM_ variables): {what}\n"
-
-
-def test_a_bar_that_cannot_be_drawn(tmp_path: Path) -> None:
-    rule = make_rule()
-    with (
-        suppress(OSError),
-        open("/dev/full", "w") as full,
-    ):  # which can't be closed either
-        bar = tqdm(total=len(SAMPLE.read_bytes()), file=full, mininterval=0, delay=1e-9)
-        with pytest.raises(OSError, match="No space left"):
-            bar.refresh()
-        loader = load_active_users.Loader(
-            (), str(tmp_path / "a.db"), rule, None, bar=bar
-        )
-        loader.load_once(scan_in_turn([Range(str(SAMPLE))], loader.scanner()))
-        bar.disable = True  # it is not to try once more when it goes
-    assert loader.report.tally.lines == 1000

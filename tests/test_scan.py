@@ -1,5 +1,4 @@
-"""The fast path agrees with the oracle, whatever the lines, the blocks and the
-ranges."""
+"""The fast path agrees with the oracle, whatever the lines, blocks and ranges."""
 
 import gzip
 import io
@@ -14,10 +13,12 @@ from helpers import (
     ALL_DATES,
     NOON,
     SAMPLE,
+    SAMPLE_TABLE,
     Loader,
     event,
     lines,
     make_rule,
+    params,
     scan,
     scan_ranges,
     zstd_compress,
@@ -42,23 +43,8 @@ odd: st.SearchStrategy[Any] = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 )
 odd |= st.just([]) | st.just({})
-digits = st.sampled_from(
-    [
-        "3000",
-        "2999",
-        "-1",
-        "",
-        "+5",
-        " 5",
-        "5.0",
-        "1_0",
-        "٣",
-        "9" * 400,
-        "9" * 5000,
-        "0003000",
-        "-",
-    ]
-)
+DIGITS = ["3000", "2999", "-1", "", "+5", " 5", "5.0", "1_0", "٣", "0003000", "-"]
+digits = st.sampled_from([*DIGITS, "9" * 400, "9" * 5000])
 times = st.integers(NOON - 10**12, NOON + 10**12) | st.integers(-(10**17), 10**18)
 times |= st.sampled_from([NOON, 0, -62135596800 * 10**6, 253402300800 * 10**6, 10**400])
 NAMES = [
@@ -226,7 +212,7 @@ ONE = lines(event()).rstrip()
 def test_odd_lines_among_many_usual_ones(
     tmp_path_factory: Any, at: int, number: int, odd: list[bytes], rule: oracle.Rule
 ) -> None:
-    """Such a block is cut into parts, more than once."""
+    """Such a block is cut into parts more than once."""
     rows = [lines(event(f"user {n}")).rstrip() for n in range(number)]
     for row in odd:
         at = at * 7919 % len(rows)
@@ -253,11 +239,8 @@ def test_a_bad_byte_anywhere(
     draw: st.DataObject,
 ) -> None:
     at = draw.draw(st.integers(0, len(data)))
-    data = (
-        data[:at]
-        + draw.draw(st.binary(max_size=2))
-        + data[at + draw.draw(st.integers(0, 2)) :]
-    )
+    some, left_out = draw.draw(st.binary(max_size=2)), draw.draw(st.integers(0, 2))
+    data = data[:at] + some + data[at + left_out :]
     assume(not oracle.other_format(data))
     path = tmp_path_factory.getbasetemp() / "broken.jsons"
     path.write_bytes(data)
@@ -265,47 +248,21 @@ def test_a_bad_byte_anywhere(
 
 
 # The first bytes of other formats, and of what is like them.
-heads = st.sampled_from(
-    [
-        *(
-            b"[",
-            b" \n\t[",
-            b"{\n",
-            b'{\n  "a": 1',
-            b' {\r\n\t"',
-            b'\n\n{ \n\n"',
-            b'{"a":\n1}',
-        ),
-        *(
-            b"PAR1",
-            b"PAR",
-            b"Obj\x01",
-            b"ORC",
-            b"SQLite format 3\0",
-            b"PK\3\4",
-            b"PK\5\6",
-            b"PK",
-        ),
-        *(
-            b"\xfd7zXZ\0",
-            b"BZh9",
-            b"7z\xbc\xaf\x27\x1c",
-            b"\x04\x22\x4d\x18",
-            b"a" * 257 + b"ustar",
-            b"a" * 257 + b"ustar\0",
-        ),
-        *(
-            b"\xff\xfe{\0",
-            b"\xfe\xff\0{",
-            b"{\0",
-            b"\0{",
-            b"<!DOCTYPE",
-            b"\n<html",
-            b"<3",
-            b"<?xml",
-        ),
-    ]
-)
+HEADS = [
+    b"[",
+    b" \n\t[",
+    b"{\n",
+    b'{\n  "a": 1',
+    b' {\r\n\t"',
+    b'\n\n{ \n\n"',
+    b'{"a":\n1}',
+]
+HEADS += [b"PAR1", b"PAR", b"Obj\x01", b"ORC", b"SQLite format 3\0"]
+HEADS += [b"PK\3\4", b"PK\5\6", b"PK", b"\xfd7zXZ\0", b"BZh9", b"7z\xbc\xaf\x27\x1c"]
+HEADS += [b"\x04\x22\x4d\x18", b"a" * 257 + b"ustar", b"a" * 257 + b"ustar\0"]
+HEADS += [b"\xff\xfe{\0", b"\xfe\xff\0{", b"{\0", b"\0{"]
+HEADS += [b"<!DOCTYPE", b"\n<html", b"<3", b"<?xml"]
+heads = st.sampled_from(HEADS)
 
 
 @settings(max_examples=300)
@@ -318,7 +275,7 @@ heads = st.sampled_from(
 def test_other_formats_by_their_first_bytes(
     tmp_path_factory: Any, bom: bytes, head: bytes, more: bytes, size: int
 ) -> None:
-    """However little of the file the first read brings."""
+    """A format is named however little of the file the first read brings."""
     data = bom + head + more
     path = tmp_path_factory.getbasetemp() / "other"
     path.write_bytes(data)
@@ -331,15 +288,11 @@ def test_other_formats_by_their_first_bytes(
         assert str(refused.value).startswith(f"{path}:1: is {kind}")
 
 
-@pytest.mark.parametrize(
-    "compress",
-    [
-        bytes,
-        gzip.compress,
-        lambda data: gzip.compress(data[:5000]) + gzip.compress(data[5000:]),
-    ],
-    ids=["plain", "gzip", "two members"],
-)
+def in_two_members(data: bytes) -> bytes:
+    return gzip.compress(data[:5000]) + gzip.compress(data[5000:])
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, in_two_members])
 @pytest.mark.parametrize("size", [1000, 65_536, 10**7])
 def test_the_sample_in_blocks_and_ranges(
     tmp_path: Path, compress: Any, size: int
@@ -347,16 +300,10 @@ def test_the_sample_in_blocks_and_ranges(
     data = SAMPLE.read_bytes()
     path = tmp_path / "events"
     path.write_bytes(compress(data))
-    found = scan_ranges(
-        ranges(str(path), 10**6),
-        Scanner(make_rule(*oracle.DEFAULT), ALL_DATES, False, True, size),
-    )
+    scanner = Scanner(make_rule(), ALL_DATES, keep=True, block_size=size)
+    found = scan_ranges(ranges(str(path), 10**6), scanner)
     assert found == oracle.read(data)
-    assert {date: len(users) for date, users in found[0].items()} == {
-        "2019-12-29": 11,
-        "2019-12-30": 31,
-        "2019-12-31": 22,
-    }
+    assert {day: len(users) for day, users in found[0].items()} == SAMPLE_TABLE
 
 
 def test_a_line_longer_than_blocks_and_ranges(tmp_path: Path) -> None:
@@ -399,7 +346,6 @@ SIZED: dict[str, tuple[bytes | Callable[[], bytes], int]] = {
 
 @pytest.mark.parametrize("case", SIZED)
 def test_the_bytes_of_all_ranges_add_up_to_the_file(loader: Loader, case: str) -> None:
-    """Over all ranges of a file they are its size."""
     data, cut = SIZED[case]
     content = data if isinstance(data, bytes) else data()
     path = str(loader.directory / loader.file(content))
@@ -412,76 +358,17 @@ def test_the_bytes_of_all_ranges_add_up_to_the_file(loader: Loader, case: str) -
 
 # -- JSON
 
-# After the kinds of case in https://github.com/nst/JSONTestSuite: values that JSON has, and not.
-VALUES = [
-    *(b"-0", b"1E+2", b"0.1e-7", b"123.456", b"1e400", b"9" * 400, b'"\\u0000"'),
-    *(
-        b'"\\uD834\\uDD1E"',
-        b'"\\/\\b\\f"',
-        b"[]",
-        b'{"":{"":[null,true,false]}}',
-        b'"\x7f"',
-    ),
-    *('"\u2028é😀"'.encode(), b"[" * 400 + b"]" * 400, b' \t"" \r'),
-]
-NO_VALUES = [
-    *(
-        b"01",
-        b"-01",
-        b"+1",
-        b".5",
-        b"1.",
-        b"1e",
-        b"1e+",
-        b"0x1",
-        b"-",
-        b"--1",
-        b"1_0",
-        b"NaN",
-    ),
-    *(
-        b"-Infinity",
-        b"1 2",
-        b"[1,]",
-        b"[,1]",
-        b"[1",
-        b"1]",
-        b'{"a":1,}',
-        b'{"a"}',
-        b"{a:1}",
-    ),
-    *(
-        b'{"a":}',
-        b"{1:1}",
-        b"'x'",
-        b'"',
-        b'"\\x"',
-        b'"\\u00zz"',
-        b'"\\u12"',
-        b'"\t"',
-        b'"\0"',
-    ),
-    *(
-        b'"\\"',
-        b"tru",
-        b"nul",
-        b"True",
-        b"/**/1",
-        b"1//",
-        b"\x0c1",
-        b"\xa01",
-        b"",
-        b'"\\ud800"',
-    ),
-    *(
-        b'"\\udc00\\ud800"',
-        b'"\xff"',
-        b'"\xc0\xaf"',
-        b'"\xed\xa0\x80"',
-        b"\xef\xbb\xbf1",
-        b"\0",
-    ),
-]
+# After the kinds of case in https://github.com/nst/JSONTestSuite.
+VALUES = [b"-0", b"1E+2", b"0.1e-7", b"123.456", b"1e400", b"9" * 400, b'"\\u0000"']
+VALUES += [b'"\\uD834\\uDD1E"', b'"\\/\\b\\f"', b"[]", b'{"":{"":[null,true,false]}}']
+VALUES += [b'"\x7f"', '"\u2028é😀"'.encode(), b"[" * 400 + b"]" * 400, b' \t"" \r']
+NO_VALUES = [b"01", b"-01", b"+1", b".5", b"1.", b"1e", b"1e+", b"0x1", b"-", b"--1"]
+NO_VALUES += [b"1_0", b"NaN", b"-Infinity", b"1 2", b"[1,]", b"[,1]", b"[1", b"1]"]
+NO_VALUES += [b'{"a":1,}', b'{"a"}', b"{a:1}", b'{"a":}', b"{1:1}", b"'x'", b'"']
+NO_VALUES += [b'"\\x"', b'"\\u00zz"', b'"\\u12"', b'"\t"', b'"\0"', b'"\\"']
+NO_VALUES += [b"tru", b"nul", b"True", b"/**/1", b"1//", b"\x0c1", b"\xa01", b""]
+NO_VALUES += [b'"\\ud800"', b'"\\udc00\\ud800"', b'"\xff"', b'"\xc0\xaf"']
+NO_VALUES += [b'"\xed\xa0\x80"', b"\xef\xbb\xbf1", b"\0"]
 
 
 @pytest.mark.parametrize(
@@ -490,22 +377,17 @@ NO_VALUES = [
 def test_json_values_are_accepted_and_others_refused(
     tmp_path: Path, values: list[bytes], good: bool
 ) -> None:
-    """In a field that nothing depends on, of an event that counts."""
-    rows = [
-        json.dumps(event(str(number), x=0)).encode() for number in range(len(values))
-    ]
+    """The values are in a field that nothing depends on, of an event that counts."""
+    rows = []
+    for number, value in enumerate(values):
+        row = json.dumps(event(str(number), x=0)).encode()
+        rows.append(row.replace(b'"x": 0', b'"x": ' + value))
     path = tmp_path / "kinds.jsons"
-    path.write_bytes(
-        b"\n".join(
-            row.replace(b'"x": 0', b'"x": ' + value)
-            for row, value in zip(rows, values, strict=True)
-        )
-    )
+    path.write_bytes(b"\n".join(rows))
     users, tally, bad = scan(path, [], 1000)
     numbers = range(len(values))
-    assert users == (
-        {"2019-12-30": {str(number) for number in numbers}} if good else {}
-    )
+    everybody = {"2019-12-30": {str(number) for number in numbers}}
+    assert users == (everybody if good else {})
     assert list(bad) == ([] if good else [number + 1 for number in numbers])
     assert tally["lines"] == len(values)
 
@@ -514,18 +396,17 @@ def test_json_values_are_accepted_and_others_refused(
 
 
 class CountingRule(Rule):
-    """A rule that counts how often it is asked of some events, and the events read
-    plainly."""
+    """A rule that counts its calls for many events and for single ones."""
 
     calls = 0
-    oracle = 0
+    evaluated = 0
 
     def active_users(self, events: Iterable[Event]) -> tuple[int, Users]:
         self.calls += 1
         return super().active_users(events)
 
     def evaluate(self, event: dict[str, Any]) -> tuple[int, Users]:
-        self.plain += 1
+        self.evaluated += 1
         return super().evaluate(event)
 
 
@@ -533,17 +414,17 @@ class CountingRule(Rule):
 def test_an_unusual_line_does_not_slow_the_others_down(
     tmp_path: Path, odd: dict[str, Any]
 ) -> None:
-    """It alone is read plainly, and the others at once, but for its neighbours."""
+    """It alone is evaluated alone; the others are, but for its neighbours, in blocks."""
+    fields: list[dict[str, Any]] = [{"user": f"user {n}"} for n in range(1000)]
+    fields[500].update(odd)
     path = tmp_path / "events"
-    events = [
-        event(**({"user": f"user {n}"} | (odd if n == 500 else {})))
-        for n in range(1000)
-    ]
-    path.write_bytes(lines(*events))
+    path.write_bytes(lines(*(event(**some) for some in fields)))
     rule = CountingRule(*oracle.DEFAULT)
-    [batch] = Scanner(rule, ALL_DATES)(Range(str(path), 0, path.stat().st_size))
-    assert (batch.tally.lines, batch.tally.engagement_events) == (1000, 1000)
-    assert rule.plain == 1
+    parts = [Range(str(path), 0, path.stat().st_size)]
+    assert scan_ranges(parts, Scanner(rule, ALL_DATES)) == oracle.read(
+        path.read_bytes()
+    )
+    assert rule.evaluated == 1
     assert rule.calls < 50
 
 
@@ -552,40 +433,32 @@ def test_an_unusual_line_does_not_slow_the_others_down(
 def test_nulls_and_white_space_stay_on_the_fast_path(
     tmp_path: Path, end: bytes, null: str
 ) -> None:
-    """Where that is between the lines, they are not judged all at once, but as
-    quickly."""
+    """White space between lines only breaks the block into single lines."""
     fields: dict[str, Any] = {null: None}
     if null == "value":
-        fields = {
-            "event_params": [*event()["event_params"], {"key": "other", "value": None}]
-        }
+        fields = {"event_params": event()["event_params"] + params(("other", None))}
+    events = [event(**({"user_pseudo_id": f"u{n}"} | fields)) for n in range(20)]
     path = tmp_path / "events"
-    path.write_bytes(
-        lines(
-            *(event(**({"user_pseudo_id": f"u{n}"} | fields)) for n in range(20))
-        ).replace(b"\n", end + b"\n")
-    )
+    path.write_bytes(lines(*events).replace(b"\n", end + b"\n"))
     rule = CountingRule(*oracle.DEFAULT)
     parts = [Range(str(path), 0, path.stat().st_size)]
     assert scan_ranges(parts, Scanner(rule, ALL_DATES)) == oracle.read(
         path.read_bytes()
     )
-    assert rule.plain == 0
+    assert rule.evaluated == 0
     assert (rule.calls == 1) == (end in (b"", b"\r"))
 
 
 @pytest.mark.parametrize("time", [0, 1, 86_400, 10**9, 10**10, 10**15, 10**16 - 1])
 def test_times_since_1970_stay_on_the_fast_path(tmp_path: Path, time: int) -> None:
     path = tmp_path / "events"
-    path.write_bytes(
-        lines(*(event(time=form(time)) for form in (int, str) for _ in range(9)))
-    )
+    path.write_bytes(lines(*[event(time=time), event(time=str(time))] * 9))
     rule = CountingRule(*oracle.DEFAULT)
     parts = [Range(str(path), 0, path.stat().st_size)]
     assert scan_ranges(parts, Scanner(rule, ALL_DATES)) == oracle.read(
         path.read_bytes()
     )
-    assert (rule.calls, rule.plain) == (1, 0)
+    assert (rule.calls, rule.evaluated) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -595,8 +468,7 @@ def test_times_since_1970_stay_on_the_fast_path(tmp_path: Path, time: int) -> No
 def test_other_events_stay_on_the_fast_path(
     tmp_path: Path, names: list[str], is_dense: bool
 ) -> None:
-    """They hold what is searched for, and are judged in one block with those that
-    count."""
+    """They hold what is searched for, and are in one block with those that count."""
     texts = ["user_engagement", "engagement_time_msec"]
     other = event("o", event_name="y", event_params=[{"key": "x_event"}], texts=texts)
     path = tmp_path / "events"
@@ -607,4 +479,4 @@ def test_other_events_stay_on_the_fast_path(
     found = scan_ranges(parts, Scanner(rule, ALL_DATES, is_dense=is_dense))
     assert found == oracle.read(path.read_bytes(), asked)
     assert found[0] == {"2019-12-30": {f"u{n}" for n in range(9)}}
-    assert (rule.calls, rule.plain) == (1, 0)
+    assert (rule.calls, rule.evaluated) == (1, 0)

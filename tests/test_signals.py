@@ -68,14 +68,9 @@ def test_a_signal_during_the_imports(
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_at_the_very_end_changes_nothing(loader: Loader, name: str) -> None:
     """Python runs what is registered with atexit when all else is done."""
-    site = loader.directory / "site"
-    site.mkdir()
     kill = f"os.kill(os.getpid(), signal.{name})"
-    (site / "sitecustomize.py").write_text(
-        "import atexit, os, signal, sys\n"
-        f"if sys.orig_argv[1].endswith('.py'):\n    atexit.register(lambda: {kill})\n"
-    )
-    done = loader.run("-q", SAMPLE, env={"PYTHONPATH": str(site)}, process=True)
+    site = f"import atexit, os, signal\natexit.register(lambda: {kill})\n"
+    done = loader.run("-q", SAMPLE, env=loader.with_site(site), process=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert loader.table() == SAMPLE_TABLE
 
