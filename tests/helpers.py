@@ -459,6 +459,13 @@ class Loader:
         )
         return [user for (user,) in self.query(query)]
 
+    def all_users(self) -> dict[str, set[str]]:
+        """Return who is kept as active, by date, as the oracle does."""
+        found: dict[str, set[str]] = {}
+        for day, user in self.query("SELECT date, user_pseudo_id FROM active_user"):
+            found.setdefault(day, set()).add(user)
+        return found
+
     def last_log(self, *columns: str) -> tuple[Any, ...]:
         """Return some columns of the last row of load_log."""
         query = f"SELECT {', '.join(columns)} FROM load_log ORDER BY rowid DESC LIMIT 1"

@@ -235,7 +235,7 @@ class Cluster:
         found = wait_for(lambda: any(has_open(pid, source) for pid in pids))
         return bool(found) and load.poll() is None
 
-    def stop(self) -> None:
+    def close(self) -> None:
         for process in reversed(self.processes):
             process.kill()
             process.wait()

@@ -1,7 +1,5 @@
-"""Live loads: pipes without end, signals at any moment, databases that refuse for a
-while."""
+"""Live loads: endless pipes, signals at any moment, databases that refuse for a while."""
 
-import fcntl
 import gzip
 import json
 import os
@@ -13,7 +11,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,13 +22,13 @@ from typing import IO
 import pytest
 from helpers import (
     NOT_AN_OBJECT,
-    ROOT,
     SAMPLE,
     Loader,
     Process,
     event,
     lines,
     make_rule,
+    unread,
     wait_for,
 )
 
@@ -39,15 +36,14 @@ from load_active_users import BATCH, BLOCK, LiveLoader, arriving
 
 MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
 LOCKED = (
-    "active_user_table.db: database is locked; another program keeps it locked; try"
-    " again when "
+    "active_user_table.db: database is locked; another program keeps it locked; "
+    "try again when that is done"
 )
-LOCKED += "that is done"
 FULL = "small/a.db: database or disk is full; free some disk space and load again"
 WAITS = "; what was read waits, trying again every 1 s"
 COMPRESSED = (
-    "is compressed twice, or a compressed live pipe; decompress it first: zcat, or"
-    " zstdcat"
+    "is compressed twice, or a compressed live pipe; "
+    "decompress it first: zcat, or zstdcat"
 )
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NAMES = [number.name for number in STOPS]
@@ -60,8 +56,7 @@ class Live:
         self.loader = loader
         self.log = loader.directory / f"stderr{time.monotonic_ns()}"
         with self.log.open("wb") as stderr:
-            self.process = Forked(
-                loader.modules,
+            self.process = Process(
                 command,
                 cwd=loader.directory,
                 stdin=subprocess.PIPE,
@@ -77,9 +72,7 @@ class Live:
 
     def await_read(self) -> None:
         """Wait until nothing is left in the pipe."""
-        assert wait_for(
-            lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)) == bytes(4)
-        )
+        assert wait_for(lambda: not unread(self.stdin))
 
     def users(self) -> list[str]:
         if not self.loader.db.exists():
@@ -111,8 +104,7 @@ class Live:
         self.process.stdin = None  # which communicate would flush
 
     def end(self) -> tuple[int, str, str]:
-        """The exit status, standard output and standard error, after the end of the
-        pipe."""
+        """End the pipe; return the exit status, standard output and standard error."""
         out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out.decode(), self.said()
 
@@ -125,14 +117,10 @@ def live(loader: Loader) -> Iterator[Start]:
     started: list[Live] = []
 
     def start(*args: object, every: float = 1, **constants: float | None) -> Live:
-        """Start a loader; with other constants, too."""
-        command = loader.command("--commit-every", every, *args, "-")
-        changes = [f"it.{name} = {value}" for name, value in constants.items() if value]
-        if changes:
-            path = f"import sys; sys.path[0] = {str(ROOT)!r}"
-            run = "with it.exit_status(): it.main(standalone_mode=False)"
-            code = [path, "import load_active_users as it", *changes, run]
-            command[1:2] = ["-c", "\n".join(code)]
+        """Start a loader, of a program that may have other constants."""
+        changed = {name: value for name, value in constants.items() if value}
+        other = loader.with_constants(**changed) if changed else loader
+        command = other.command("--commit-every", every, *args, "-")
         started.append(Live(loader, command))
         return started[-1]
 
@@ -164,11 +152,9 @@ def test_a_pipe_is_committed_as_it_goes(live: Start) -> None:
 
 
 def test_a_run_has_one_row_in_the_log(live: Start) -> None:
-    """Brought up to date by each commit; users that are sent again are not added
-    again."""
-    query = (
-        "SELECT lines, blank_lines, active_events, added, removed, bytes FROM load_log"
-    )
+    """Each commit brings it up to date. Users that are sent again are not added."""
+    columns = "lines, blank_lines, active_events, added, removed, bytes"
+    query = f"SELECT {columns} FROM load_log"
     pipe = live("--format", "json")
     first, second = lines(event("a"), event("b"), b""), lines(event("a"), event("c"))
     pipe.write(first)
@@ -207,7 +193,7 @@ def test_an_empty_pipe_loads_nothing(live: Start) -> None:
 
 
 def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
-    """However it trickles in."""
+    """It may trickle in as slowly as it likes."""
     pipe = live("-q")
     pipe.write(lines(event("a")) + b'{"x": "')
     for _ in range(3000):
@@ -222,7 +208,7 @@ def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
 
 
 def test_a_named_pipe(live: Start, loader: Loader) -> None:
-    """Also one after another, each to its end."""
+    """Several are read one after another, each to its end."""
     for name in ("one", "two"):
         os.mkfifo(loader.directory / name)
     pipe = live("-q", "one", "two")
@@ -250,7 +236,7 @@ def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
 
 
 def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> None:
-    """Its last batch counts no bytes, and is one all the same."""
+    """Its last batch counts no bytes, and is loaded all the same."""
     other = lines({"x": "y" * 4000})
     rows = other * (BATCH // len(other) + 100)
     name = loader.file(gzip.compress(rows + lines(event("a")) + b"bad", 1), "a.gz")
@@ -280,7 +266,7 @@ def test_a_file_that_is_called_like_standard_input(live: Start) -> None:
 
 
 def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
-    """Beyond the 1024 that select() knows."""
+    """It may be beyond the 1024 that select() knows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
     os.mkfifo(tmp_path / "pipe")
@@ -300,8 +286,7 @@ def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
 
 
 def test_each_interval_may_have_bad_records(live: Start) -> None:
-    """As many as --max-bad-records; all are in the file of rejects, with the lines they
-    had."""
+    """It may have --max-bad-records. The rejects have all of them."""
     pipe = live("--max-bad-records", 2, "--rejects", "bad.jsons")
     pipe.write(b"one\ntwo\n" + lines(event("a")))
     pipe.await_users("a")
@@ -350,7 +335,7 @@ def test_each_interval_shows_its_first_twenty(live: Start) -> None:
 
 
 def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
-    """After what was read before it has been committed."""
+    """What was read before it is committed first."""
     loader.file(lines(event("a")), "good.jsons")
     pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
     pipe.stdin.write(b"\x1f\x8b" + bytes(100))
@@ -361,7 +346,7 @@ def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
 def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(
     loader: Loader,
 ) -> None:
-    """Neither is passed over in silence."""
+    """Messages tell of both."""
     loader.file(b"[{}]", "array.json")
     pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "-", "array.json"))
     pipe.write(lines(event("a"), event("b"), b"bad"))
@@ -378,8 +363,7 @@ def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(
 
 
 def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
-    """After what came before them has been committed; what came with them is not
-    forgotten."""
+    """What came before them is committed first; a message tells what came with them."""
     loader.file(lines(event("a")), "good.jsons")
     options = [
         "-q",
@@ -429,8 +413,7 @@ def many_events() -> bytes:
 
 
 class Feed:
-    """Writes into a pipe whatever it takes, and knows in the end what was read of
-    it."""
+    """A thread that writes all that a pipe takes, and knows what was read of it."""
 
     def __init__(self, pause: float, cut: int) -> None:
         self.read_end, write_end = os.pipe()
@@ -441,9 +424,8 @@ class Feed:
         def write() -> None:
             with open(write_end, "wb", buffering=0) as file, suppress(BrokenPipeError):
                 while not self.done.is_set() and self.written < len(self.data):
-                    self.written += (
-                        file.write(self.data[self.written : self.written + cut]) or 0
-                    )
+                    chunk = self.data[self.written : self.written + cut]
+                    self.written += file.write(chunk) or 0
                     self.done.wait(pause)
 
         self.thread = threading.Thread(target=write)
@@ -452,9 +434,8 @@ class Feed:
     def what_was_read(self) -> bytes:
         self.done.set()
         left = 0
-        while chunk := os.read(
-            self.read_end, 1 << 20
-        ):  # until the thread has closed its end
+        # It ends when the thread has closed the other end.
+        while chunk := os.read(self.read_end, 1 << 20):
             left += len(chunk)
         self.thread.join()
         os.close(self.read_end)
@@ -462,8 +443,7 @@ class Feed:
 
 
 def has_begun(process: Process) -> bool:
-    """Whether Python has come as far as the first lines of the script, which handle
-    signals."""
+    """Return whether the first lines of the script have set their signal handlers."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = re.search(r"SigCgt:\s+(\w+)", status)
     return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
@@ -478,8 +458,10 @@ def has_begun(process: Process) -> bool:
 def test_a_signal_at_any_moment_loses_nothing(
     loader: Loader, pause: float, cut: int, number: signal.Signals
 ) -> None:
-    """What was read is what the pipe has no more; its whole lines are in the table, and
-    how much of a line is left out is said."""
+    """The table has all whole lines that are no longer in the pipe.
+
+    A message tells how much of a last line is left out.
+    """
     chance = random.Random(number * cut)
     for moment in range(MOMENTS):
         loader.db = loader.directory / f"{moment}.db"
@@ -507,8 +489,10 @@ def test_a_signal_at_any_moment_loses_nothing(
 def test_after_a_signal_no_more_of_a_file_is_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is the next one opened, which is said: the signal comes when the first batch
-    has been taken."""
+    """Nor is the next file opened, and a message says so.
+
+    The signal comes when the first batch has been taken.
+    """
     path = tmp_path / "blank.gz"
     path.write_bytes(gzip.compress((b" " * 1023 + b"\n") * (70 << 10), 1))
     rule = make_rule("UTC")
@@ -525,7 +509,7 @@ def test_after_a_signal_no_more_of_a_file_is_read(
 def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All batches of it, though the signal comes when the first has been taken."""
+    """All its batches are taken, though the signal comes after the first."""
     monkeypatch.setattr("load_active_users.BATCH", 1)
     os.mkfifo(tmp_path / "pipe")
     rule = make_rule("UTC")
@@ -551,7 +535,7 @@ def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
 @pytest.mark.parametrize("name", ["pipe", "-"])
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -> None:
-    """Also while a named pipe waits to be opened at its other end."""
+    """A named pipe may still wait to be opened at its other end."""
     os.mkfifo(loader.directory / "pipe")
     command = loader.command("-q", "--commit-every", 1, name)
     with Process(
@@ -567,7 +551,7 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_the_interval_comes_from_the_environment(loader: Loader, number: int) -> None:
-    """A signal at an early moment is no other then."""
+    """Then too, an early signal ends the load with exit status 0."""
     env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
     command = loader.command("-q", "-")
     for moment in range(MOMENTS):
@@ -592,8 +576,11 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
 def test_a_signal_commits_what_was_read(
     live: Start, number: int, producer: str
 ) -> None:
-    """Before the interval ends. A line that a producer has not ended is none: Ctrl-C
-    and systemd stop both at about the same moment."""
+    """It does not wait for the end of the interval.
+
+    A line that the producer has not ended is left out: Ctrl-C and systemd stop both
+    processes at about the same moment.
+    """
     pipe = live("--format", "csv", every=1000)
     pipe.write(lines(event("a")) + b'{"event_name":')
     pipe.await_read()
@@ -611,7 +598,7 @@ def test_a_signal_commits_what_was_read(
 
 
 def test_a_signal_that_comes_after_the_end_of_its_producer(tmp_path: Path) -> None:
-    """By a moment, since what stops both stops one of them first."""
+    """What stops both stops one of them a moment earlier."""
     os.mkfifo(tmp_path / "pipe")
     stopped: list[int] = []
     found = arriving(str(tmp_path / "pipe"), stopped)
@@ -638,7 +625,7 @@ def test_nohup_keeps_a_live_load_alive(live: Start, loader: Loader) -> None:
 def test_a_signal_that_a_shell_lets_it_ignore(
     live: Start, loader: Loader, number: int
 ) -> None:
-    """As of a command in the background."""
+    """A shell does so for commands in the background."""
     command = shlex.join(loader.command("-q", "--commit-every", 1000, "-"))
     shell = f"trap '' INT TERM; exec {command}"
     loader.command = lambda *_: ["sh", "-c", shell]  # type: ignore[method-assign]
@@ -654,7 +641,7 @@ def test_a_signal_that_a_shell_lets_it_ignore(
 
 
 def test_a_reader_in_a_transaction(live: Start) -> None:
-    """Holds commits back; what comes meanwhile is kept, in silence but for one line."""
+    """It holds commits back; what comes meanwhile is kept, and one line says so."""
     pipe = live("-q")
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -675,8 +662,7 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
 
 
 def test_many_users_are_committed_at_once(live: Start) -> None:
-    """They are more than are to be held, and readers are not to be locked out for
-    long."""
+    """Memory is bounded, and readers must not be locked out for long."""
     pipe = live("-q", every=1000, LIVE_BYTES=1000)
     pipe.write(lines(*(event(f"{number}") for number in range(200))))
     assert wait_for(pipe.users)
@@ -684,7 +670,7 @@ def test_many_users_are_committed_at_once(live: Start) -> None:
 
 
 def test_a_write_lock(live: Start) -> None:
-    """Each spell of it is one line; the bad records of what waits are said once."""
+    """Each spell of it gives one line, and each bad record that waits gives one."""
     pipe = live("-q", "--max-bad-records", 1)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -706,7 +692,7 @@ def test_a_write_lock(live: Start) -> None:
 
 
 def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None:
-    """While the database is locked; all of it is loaded afterwards."""
+    """That holds while the database is locked; all of it is loaded afterwards."""
     pipe = live("-q")
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -781,7 +767,7 @@ def test_a_full_disk(loader: Loader) -> None:
 
 
 def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
-    """It ends the load, and refuses its own interval only."""
+    """It ends the load, and refuses only its own interval."""
     pipe = live("-q", every=1)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -806,8 +792,7 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
 
 
 def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
-    """It ends the load, though the database stays locked; what is not stored is
-    told."""
+    """It ends the load though the database stays locked; messages tell what is lost."""
     pipe = live("-q", every=1, LOCK_SECONDS=1.5)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -831,8 +816,7 @@ def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
 
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
-    """A live load that has read three lines, the last two after its database was
-    locked."""
+    """A live load that has read three lines, two after its database was locked."""
     with closing(sqlite3.connect(":memory:")) as nothing:
         connections = [nothing]
 
@@ -885,8 +869,7 @@ def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> None:
-    """As by Ctrl-C, which ends the producer first: that is no reason to lose what was
-    read."""
+    """Ctrl-C may end the producer first; what was read is committed all the same."""
     pipe, db = locked(None)
     pipe.close()
     time.sleep(0.7)
@@ -899,7 +882,7 @@ def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> No
 
 
 def test_told_to_stop_twice(locked: Locked) -> None:
-    """Who can't wait is told what is lost."""
+    """The second signal ends the wait, and messages tell what is lost."""
     pipe, _ = locked(None, HALF)
     before = pipe.loader.content()
     pipe.process.terminate()
@@ -918,14 +901,14 @@ def test_told_to_stop_twice(locked: Locked) -> None:
 
 
 def rss(pid: int) -> int:
-    """The memory of a process in KiB."""
+    """Return the memory of a process in KiB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1])
 
 
 def test_readers_never_fail_beside_a_busy_load(live: Start) -> None:
-    """With a busy timeout of 1 s, though it commits all the time."""
+    """They have a busy timeout of 1 s, and the load commits all the time."""
     pipe = live("-q")
     pipe.write(lines(event("first")))
     pipe.await_users("first")
