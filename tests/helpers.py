@@ -302,6 +302,10 @@ class Loader:
         (self.directory / name).write_bytes(content)
         return name
 
+    def target(self) -> object:
+        """Return the database as --db has it."""
+        return self.db
+
     def arguments(self, *args: object) -> list[str]:
         return [*map(str, args)]
 
@@ -415,7 +419,7 @@ class Loader:
     def draw(self, suffix: str) -> bytes:
         """Return the picture of the database."""
         path = self.directory / f"drawn.{suffix}"
-        done = self.run("--db", self.db, "--plot", path)
+        done = self.run("--db", self.target(), "--plot", path)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         picture = path.read_bytes()
         path.unlink()

@@ -1,10 +1,10 @@
-"""The rule read slowly and plainly, with json and zoneinfo: what the loader has to
-agree with."""
+"""The rule and the tables, slow and plain: what the loader has to agree with."""
 
 import json
 import re
 from collections import Counter, defaultdict
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, NoReturn
 from zoneinfo import ZoneInfo
@@ -24,6 +24,10 @@ class Rule(NamedTuple):
 
 
 DEFAULT = Rule()
+USUAL_DATES = ("2000-01-01", "9999-12-31")
+REPORTED = ("lines", "engagement_events", "active_events", "anonymous_events")
+NOBODY = (None, None, None)  # where the view has NULL
+REPORTED += ("out_of_range_events", "bad_records")
 
 # What the first bytes of a file that is no newline-delimited JSON are like.
 OTHER_FORMATS = {
@@ -127,13 +131,13 @@ def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | No
         refuse()
     try:
         time = EPOCH + timedelta(microseconds=integer(event.get("event_timestamp")))
-        date = time.astimezone(ZoneInfo(rule.zone)).date().isoformat()
+        day = time.astimezone(ZoneInfo(rule.zone)).date().isoformat()
     except OverflowError:
         refuse()
     named = [param["key"] for param in params if param.get("key") is not None]
     valuable = any(fnmatchcase(key, glob) for key in named for glob in rule.globs)
     return (
-        (date, user or None)
+        (day, user or None)
         if valuable and any(msec >= rule.least for msec in msecs)
         else None
     )
@@ -142,7 +146,7 @@ def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | No
 def read(
     data: bytes,
     rule: Rule = DEFAULT,
-    dates: tuple[str, str] = ("2000-01-01", "9999-12-31"),
+    dates: tuple[str, str] = USUAL_DATES,
 ) -> Result:
     """The active users by date, the tallies that are not 0 and the bad lines by number.
 
@@ -180,11 +184,89 @@ def read(
             continue
         tally["engagement_events"] += 1
         if active:
-            date, user = active
-            is_counted = dates[0] <= date <= dates[1]
+            day, user = active
+            is_counted = dates[0] <= day <= dates[1]
             tally["active_events"] += 1
             tally["anonymous_events"] += user is None
             tally["out_of_range_events"] += not is_counted
             if user and is_counted:
-                users[date].add(user)
+                users[day].add(user)
     return dict(users), {name: count for name, count in tally.items() if count}, bad
+
+
+class Table:
+    """What the tables hold, load by load: users by date, and their counts."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, set[str]] = {}
+        self.counts: dict[str, int] = {}
+
+    def load(
+        self,
+        data: bytes,
+        dates: tuple[str, str] = USUAL_DATES,
+        replace: bool = False,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Load events; return the report as JSON has it."""
+        bounds = dates
+        if replace:  # the other usual dates are merged into
+            bounds = min(dates[0], USUAL_DATES[0]), max(dates[1], USUAL_DATES[1])
+        found, tally, _ = read(data, DEFAULT, bounds)
+        replaced = set(days(*dates)) if replace else set()
+        rows, left_out = [], 0
+        for day in sorted(replaced | found.keys()):
+            new, kept = found.get(day, set()), self.users.get(day, set())
+            count = self.counts.get(day, 0)
+            if day in replaced:
+                after = new
+            elif len(kept) < count:  # some were deleted: the date is final
+                rows.append(count_of(day, count, 0, 0))
+                left_out += len(new)
+                continue
+            else:
+                after = kept | new
+            rows.append(count_of(day, len(after), len(after - kept), len(kept - after)))
+            if not dry_run:
+                self.users[day], self.counts[day] = after, len(after)
+        report = {name: tally.get(name, 0) for name in REPORTED}
+        return {"dates": rows, **report, **({"left_out": left_out} if left_out else {})}
+
+    def forget(self, day: str) -> None:
+        """Delete the users of a date by hand."""
+        self.users[day] = set()
+
+
+def count_of(day: str, count: int, added: int, removed: int) -> dict[str, Any]:
+    names = ("date", "active_user_count", "added", "removed")
+    return dict(zip(names, (day, count, added, removed), strict=True))
+
+
+def days(first: str, last: str) -> Iterator[str]:
+    day = date.fromisoformat(first)
+    while day.isoformat() <= last:
+        yield day.isoformat()
+        day += timedelta(1)
+
+
+def trend(users: dict[str, set[str]]) -> list[tuple[Any, ...]]:
+    """Return the view active_user_trend of users by date.
+
+    A row has the date, its users, weekly and monthly active users, stickiness, the
+    number of days since the first date, and the average of seven days.
+    """
+    by_day = {date.fromisoformat(day): some for day, some in sorted(users.items())}
+
+    def window(day: date, size: int) -> list[set[str]]:
+        return [some for one, some in by_day.items() if 0 <= (day - one).days < size]
+
+    first = min((day for day, some in by_day.items() if some), default=None)
+    rows: list[tuple[Any, ...]] = []
+    for day, some in by_day.items():
+        counts = [len(each) for each in window(day, 7)]
+        average = int(sum(counts) / len(counts) * 10 + 0.5) / 10  # half up, as in SQL
+        week, month = (len(set().union(*window(day, size))) for size in (7, 28))
+        users_of_day = (week, month, round(len(some) / month, 4)) if month else NOBODY
+        number = (day - first).days + 1 if first else None
+        rows.append((str(day), len(some), *users_of_day, number, average))
+    return rows

@@ -148,6 +148,9 @@ class PostgresLoader(Loader):
     def drop(self) -> None:
         self.administer(f'DROP DATABASE "{self.name}" WITH (FORCE)')
 
+    def target(self) -> object:
+        return self.url
+
     def arguments(self, *args: object) -> list[str]:
         return ["--db", self.url, *super().arguments(*args)]
 

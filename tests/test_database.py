@@ -5,7 +5,9 @@ import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
+import oracle
 import pytest
 from helpers import (
     DAY,
@@ -24,7 +26,7 @@ from helpers import (
     readme_blocks,
     usec,
 )
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import load_active_users
@@ -70,6 +72,45 @@ def test_the_table_is_the_count_of_active_user(loader: Loader) -> None:
         loader.load(file)
     counted = loader.query("SELECT date, count(*) FROM active_user GROUP BY date")
     assert counted == list(loader.table().items())
+
+
+users = st.sets(st.sampled_from("abcd"), max_size=3)
+replaced = st.none() | st.tuples(st.integers(0, 2), st.integers(0, 1))
+loads = st.tuples(st.lists(users, max_size=3), replaced, st.booleans())
+forgotten = st.integers(0, 2)
+
+
+@settings(max_examples=40)
+@given(st.lists(loads | forgotten, min_size=1, max_size=6))
+@example([([{"a", "b"}], None, False), 0, ([{"c"}], (0, 0), False)])
+@example([([{"a"}, {"a"}], None, False), 0, ([{"b"}, {"b"}], (1, 1), True)])
+def test_any_loads_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """Loads merge, replace or only try; in between, the users of a date are deleted."""
+    loader = Loader(tmp_path_factory.mktemp("loads"))
+    days = ["2019-12-30", "2019-12-31", "2020-01-01", "2020-01-02"]
+    expected = oracle.Table()
+    loader.load(loader.file(b""))
+    for step in steps:
+        if isinstance(step, int):
+            loader.execute(f"DELETE FROM active_user WHERE date = '{days[step]}'")
+            expected.forget(days[step])
+            continue
+        some, replace, dry_run = step
+        args: list[object] = ["--dry-run"] * dry_run
+        dates = oracle.USUAL_DATES
+        if replace:
+            dates = days[replace[0]], days[sum(replace)]
+            args += ["--replace", "--dates", "..".join(dates)]
+        events = (event(u, NOON + n * DAY) for n, us in enumerate(some) for u in us)
+        data = lines(*events)
+        report = expected.load(data, dates, bool(replace), dry_run)
+        assert loader.load(*args, loader.file(data)) == report
+        assert loader.table() == dict(sorted(expected.counts.items()))
+        assert loader.all_users() == {
+            day: us for day, us in expected.users.items() if us
+        }
 
 
 def test_load_log_has_a_row_per_load(loader: Loader) -> None:
@@ -535,34 +576,15 @@ def test_another_name_of_its_zone_upgrades_too(loader: Loader) -> None:
 @example([(0, {"a"}), (27, {"b"}), (28, {"b"})])
 def test_weekly_and_monthly_active_users(visits: list[tuple[int, set[str]]]) -> None:
     """They agree with sets of users, also on the last dates of the calendar."""
-    active: dict[int, set[str]] = {}
-    for day, users in visits:
-        active.setdefault(day, set()).update(users)
-
-    def window(day: int, size: int) -> list[set[str]]:
-        return [active[one] for one in range(day - size + 1, day + 1) if one in active]
-
     for first in (date(2020, 1, 1), date(9999, 12, 31) - timedelta(70)):
+        active: dict[str, set[str]] = {}
+        for number, users in visits:
+            active.setdefault(str(first + timedelta(number)), set()).update(users)
         with closing(sqlite3.connect(":memory:")) as db:
             db.executescript((ROOT / "schema.sql").read_text())
-            for day, users in active.items():
-                text = str(first + timedelta(day))
-                db.execute(
-                    "INSERT INTO active_user_table VALUES (?, ?)", (text, len(users))
-                )
-                rows = [(text, user) for user in users]
-                db.executemany("INSERT INTO active_user VALUES (?, ?)", rows)
-            columns = "weekly_active_users, monthly_active_users, stickiness, days"
-            query = f"""SELECT date, active_user_count, {columns}, seven_day_average
-                FROM active_user_trend ORDER BY date"""
-            found = db.execute(query).fetchall()
-        expected = []
-        for day, users in sorted(active.items()):
-            week, month = (len(set().union(*window(day, size))) for size in (7, 28))
-            counts = [len(some) for some in window(day, 7)]
-            mean = sum(counts) / len(counts)
-            average = int(mean * 10 + 0.5) / 10  # half up, as SQL rounds
-            number = day - min(active) + 1
-            row = (len(users), week, month, round(len(users) / month, 4), number)
-            expected.append((str(first + timedelta(day)), *row, average))
-        assert found == expected
+            counts = [(day, len(users)) for day, users in active.items()]
+            db.executemany("INSERT INTO active_user_table VALUES (?, ?)", counts)
+            rows = [(day, user) for day, users in active.items() for user in users]
+            db.executemany("INSERT INTO active_user VALUES (?, ?)", rows)
+            query = "SELECT * FROM active_user_trend ORDER BY date"
+            assert db.execute(query).fetchall() == oracle.trend(active)
