@@ -2212,7 +2212,7 @@ def as_it_was() -> Iterator[None]:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             logging.disable(disabled)
-            warnings.filters[:] = filters
+            warnings.filters[:] = filters  # type: ignore[index]
             os.environ.clear()
             os.environ.update(variables)
             os.chdir(directory)
@@ -2223,10 +2223,11 @@ class Shim(click.Command):
     """SHIM: main reports errors itself, and leaves nothing behind in this process."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        run: Any = super().main
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run(*args, standalone_mode=False, **extra)
         with as_it_was(), exit_status():
-            sys.exit(super().main(*args, standalone_mode=False, **extra) or 0)
+            sys.exit(run(*args, standalone_mode=False, **extra) or 0)
 
 
 # fmt: off
