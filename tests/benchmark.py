@@ -1,7 +1,8 @@
-"""Time the loader against other ways to count the same active users: whole processes,
-in turn.
+"""Time the loader against other ways to count the same active users.
 
-python tests/benchmark.py --only dense --only startup
+Whole processes run in turn.
+
+    python tests/benchmark.py --only dense --only startup
 
 The inputs are made from the sample in data/, 2.4 KB of disk for each of --events (the
 cluster reads them four times) and 360 bytes for each of --dense-events and of up to 15
@@ -9,8 +10,8 @@ times --growth-events. They are read from the page cache, so they should fit the
 Contenders have to agree on every date, or the exit status is 1.
 
 CPU is user and system time of all processes, on a cluster those of its scheduler and
-workers too, but for PostgreSQL the loader's alone; the peak memory is that of the
-largest process.
+workers too, but with PostgreSQL those of the loader alone. The peak memory is that of
+the largest process.
 """
 
 import contextlib
@@ -40,7 +41,8 @@ HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 CORES = len(os.sched_getaffinity(0))
 DAYS, EVENTS_PER_USER, SHARDS = 30, 4, 16
 ACTIVE_USERS = r"""
-    SELECT DISTINCT timezone('US/Central', make_timestamptz(event_timestamp))::DATE AS date,
+    SELECT DISTINCT
+        timezone('US/Central', make_timestamptz(event_timestamp))::DATE AS date,
         user_pseudo_id
     FROM read_ndjson(?, columns = {
         event_name: 'VARCHAR', event_timestamp: 'BIGINT', user_pseudo_id: 'VARCHAR',
@@ -48,7 +50,8 @@ ACTIVE_USERS = r"""
     WHERE event_name = 'user_engagement'
       AND len(list_filter(event_params,
           lambda p: p.key = 'engagement_time_msec' AND p.value.int_value >= 3000)) > 0
-      AND len(list_filter(event_params, lambda p: p.key LIKE '%\_event' ESCAPE '\')) > 0"""
+      AND len(list_filter(event_params,
+          lambda p: p.key LIKE '%\_event' ESCAPE '\')) > 0"""
 # Counts and forgets the users: a second load would count them again.
 DUCKDB_COUNTS = f'''
 import sys, duckdb
@@ -63,7 +66,8 @@ db = duckdb.connect(sys.argv[1])
 db.execute(r"""
     CREATE TABLE IF NOT EXISTS active_user (
         date DATE, user_pseudo_id VARCHAR, PRIMARY KEY (date, user_pseudo_id));
-    CREATE TABLE IF NOT EXISTS active_user_table (date DATE PRIMARY KEY, active_user_count BIGINT);
+    CREATE TABLE IF NOT EXISTS active_user_table (
+        date DATE PRIMARY KEY, active_user_count BIGINT);
     BEGIN""")
 db.execute(r"""INSERT OR IGNORE INTO active_user {ACTIVE_USERS}""", [sys.argv[2:]])
 db.execute("""
@@ -75,7 +79,8 @@ for row in db.execute("FROM active_user_table").fetchall():
 db.close()
 '''
 
-# Linux never gives the peak memory of a process as less than that of its parent: this one is small.
+# Linux never gives the peak memory of a process as less than that of its parent. This
+# one is small.
 LAUNCHER = """
 import os, sys, time
 start = time.perf_counter()
@@ -89,8 +94,8 @@ PARAMETERS = (
     '{"key":"engaged_session_event","value":{"int_value":"1"}}',
     '{"key":"engagement_time_msec","value":{"int_value":"%d"}}',
 )
-DENSE = f"""{{"event_date":"20200101","event_timestamp":"%d","event_name":"user_engagement",\
-"event_params":[{",".join(PARAMETERS)}],"user_pseudo_id":"%032x"}}\n"""
+DENSE = f"""{{"event_date":"20200101","event_timestamp":"%d",\
+"event_name":"user_engagement","event_params":[{",".join(PARAMETERS)}],"user_pseudo_id":"%032x"}}\n"""
 
 
 class Input(NamedTuple):
@@ -135,8 +140,8 @@ def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
     with (
         gzip.open(unfinished, "wb", 6)
         if path.suffix == ".gz"
-        else unfinished.open("wb")
-    ) as file:
+        else unfinished.open("wb") as file
+    ):
         for mask, days in plan:
             shift = days * 86_400 * 10**6
             pairs = ((usec + shift, user ^ mask) for usec, user in fields)
@@ -224,10 +229,8 @@ def compete(options: Namespace, source: Input, group: list[Contender]) -> None:
             counts, expected = timed[-1].counts, runs[0][0].counts
             if contender.counts and (counts != expected or not counts):
                 dates = sorted(dict(counts.items() ^ expected.items()))
-                sys.exit(
-                    f"{source.name}: {contender.name} disagrees on"
-                    f" {dates or 'any date'}"
-                )
+                what = f"disagrees on {dates or 'any date'}"
+                sys.exit(f"{source.name}: {contender.name} {what}")
     base = 0.0
     for contender, timed in zip(group, runs, strict=True):
         seconds = median(timing.seconds for timing in timed[1:])
@@ -312,7 +315,7 @@ def benchmark_startup(options: Namespace) -> None:
 
 def benchmark_cluster(options: Namespace) -> None:
     """Two workers of a cluster on this machine against two local ones."""
-    from test_cluster import Cluster
+    from servers import Cluster
 
     source = make(
         "plain:", options.events, options.dir / f"plain-{options.events}.jsons"
@@ -321,8 +324,7 @@ def benchmark_cluster(options: Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         cluster = Cluster(Path(directory))
         try:
-            for _ in range(2):
-                cluster.worker()
+            cluster.workers(2)
             remote = loader(options, source, "--cluster", cluster.address)
             processes = tuple(process.pid for process in cluster.processes)
             remote = remote._replace(
@@ -330,29 +332,27 @@ def benchmark_cluster(options: Namespace) -> None:
             )
             compete(options, source, [loader(options, source, "--workers=2"), remote])
         finally:
-            cluster.stop()
+            cluster.close()
 
 
 def benchmark_postgres(options: Namespace) -> None:
     """The loader's part of loading into PostgreSQL, on this machine, where it is
     installed."""
     import psycopg
-    from test_postgres import BIN, running
+    from servers import INITDB, running_postgres
 
-    if not (BIN / "initdb").exists():
+    if not INITDB.exists():
         print("PostgreSQL is not installed: its rows are left out", file=sys.stderr)
         return
     source = make_dense(options, options.dense_events)
-    with running() as server:
+    with running_postgres() as server:
 
         def drop() -> None:
-            with psycopg.connect(f"{server}postgres") as db:
-                db.execute(
-                    "DROP TABLE IF EXISTS active_user_table, active_user, load_log"
-                    " CASCADE"
-                )
+            with psycopg.connect(f"{server.url}postgres") as db:
+                tables = "active_user_table, active_user, load_log"
+                db.execute(f"DROP TABLE IF EXISTS {tables} CASCADE".encode())
 
-        remote = loader(options, source, "--db", f"{server}postgres")
+        remote = loader(options, source, "--db", f"{server.url}postgres")
         remote = remote._replace(name="this loader, PostgreSQL", before=drop)
         compete(options, source, [loader(options, source), *first_and_again(remote)])
 
@@ -395,10 +395,8 @@ def machine() -> str:
         f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB: pip install duckdb"
     )
     processor = f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores"
-    return (
-        f"{processor}, {memory:.0f} GB of memory, Python {platform.python_version()},"
-        f" {peer}"
-    )
+    python = f"Python {platform.python_version()}"
+    return f"{processor}, {memory:.0f} GB of memory, {python}, {peer}"
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-"""Break load_active_users.py in many small ways, one at a time, and show what no test
-notices.
+"""Break load_active_users.py in many small ways, and show what no test notices.
 
-python tests/mutate.py --sample 200 --seed 1 --section "The rule" --dir /tmp/mutants
+    python tests/mutate.py --sample 200 --seed 1 --section "The rule" --dir /tmp/mutants
 
 In a mutant one expression or statement differs: a comparison, an operator, a constant,
 a condition negated, an argument or a statement left out. The tests that reach the
@@ -37,11 +36,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "load_active_users.py"
-SILENT = {
-    "annotation",
-    "returns",
-    "names",
-}  # fields of a node that change nothing when they differ
+SILENT = {"annotation", "returns", "names"}  # fields of a node that change nothing
 SWAPS: list[tuple[Any, Any]] = [
     *((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot)),
     *(
@@ -54,8 +49,8 @@ SWAPS: list[tuple[Any, Any]] = [
     *(("min", "max"), ("any", "all"), ("find", "rfind"), ("startswith", "endswith")),
 ]
 OTHER = dict(SWAPS) | {other: one for one, other in SWAPS}
-# Each statement of a function is given a call of this: it logs the test that has reached it, also
-# in processes of the command.
+# Each statement of a function is given a call of this: it logs the test that has
+# reached it, also in processes of the command.
 REACHED = """
 import os as _os
 def _reached(line, known=set()):

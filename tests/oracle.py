@@ -25,9 +25,9 @@ class Rule(NamedTuple):
 
 DEFAULT = Rule()
 USUAL_DATES = ("2000-01-01", "9999-12-31")
-REPORTED = ("lines", "engagement_events", "active_events", "anonymous_events")
+REPORTED: tuple[str, ...] = ("lines", "engagement_events", "active_events")
 NOBODY = (None, None, None)  # where the view has NULL
-REPORTED += ("out_of_range_events", "bad_records")
+REPORTED += ("anonymous_events", "out_of_range_events", "bad_records")
 
 # What the first bytes of a file that is no newline-delimited JSON are like.
 OTHER_FORMATS = {

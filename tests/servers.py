@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,7 +192,7 @@ class Cluster:
         assert wait_for(lambda: is_listening(port))
 
     def run(
-        self, what: str, *args: str, before: tuple[str, ...] = (), **env: str
+        self, what: str, *args: str, before: Sequence[str] = (), **env: str
     ) -> Process:
         log = self.directory / f"{len(self.processes)}.log"
         command = [sys.executable, str(DASK), what, "--host", "127.0.0.1"]
@@ -207,7 +207,7 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def start_worker(self, before: tuple[str, ...] = (), **env: str) -> Process:
+    def start_worker(self, before: Sequence[str] = (), **env: str) -> Process:
         """Start a worker without waiting for it."""
         options = ["--nthreads", "1", "--local-directory", str(self.directory)]
         return self.run(
@@ -222,7 +222,7 @@ class Cluster:
             self.await_registered(log)
         return some
 
-    def worker(self, before: tuple[str, ...] = (), **env: str) -> Process:
+    def worker(self, before: Sequence[str] = (), **env: str) -> Process:
         """Start a worker, and wait until the scheduler knows it."""
         process = self.start_worker(before, **env)
         self.await_registered(len(self.processes) - 1)

@@ -213,7 +213,7 @@ def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
         information = Path(env["PYTHONPATH"]) / f"{package}-{version}.dist-info"
         information.mkdir()
         (information / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
-    cluster.worker(**env)
+    cluster.worker(PYTHONPATH=env["PYTHONPATH"])
     said = loader.refuse("--cluster", cluster.address, SAMPLE, process=True)
     what = f"has {found}, where {ours} is used here; install the same requirements.txt"
     start = f"Error: {cluster.address}: the worker "

@@ -1,4 +1,5 @@
-"""Live loads: endless pipes, signals at any moment, databases that refuse for a while."""
+"""Live loads: endless pipes, signals at any moment, databases that refuse for a
+while."""
 
 import gzip
 import json

@@ -156,6 +156,7 @@ def not_in_range(option: str, value: str, bounds: str) -> tuple[list[str], str]:
 
 NOT_FROM_TO = " is not FROM..TO with dates like 2020-01-31"
 NEEDS_DATES = "--replace needs --dates FROM..TO, the dates that it replaces"
+NOT_EMPTY = ["--db", "--timezone", "--event-name", "--valuable-event", "--dates"]
 USAGE_ERRORS = [
     ([], "Missing argument 'EVENTS...'."),
     (
@@ -202,7 +203,7 @@ USAGE_ERRORS = [
     (["--replace", "--dates", "..2020-01-01", "x"], NEEDS_DATES),
     *[
         ([option, empty, "x"], f"Invalid value for '{option}': must not be empty")
-        for option in "--db --timezone --event-name --valuable-event --dates".split()
+        for option in NOT_EMPTY
         for empty in ("", " ")
     ],
     *[

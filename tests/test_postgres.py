@@ -122,7 +122,8 @@ def number(value: Any) -> Any:
 
 
 def rows_of(loader: Loader, table: str) -> list[dict[str, Any]]:
-    """Return the rows of a table, in the order in which schema.sql names its columns."""
+    """Return the rows of a table, in the order in which schema.sql names its
+    columns."""
     schema = (ROOT / "schema.sql").read_text()
     _, _, text = schema.partition(f"CREATE TABLE IF NOT EXISTS {table} (")
     names = re.findall(r"^    ([a-z_]+) [A-Z]", text.partition("\n)")[0], re.MULTILINE)
@@ -271,7 +272,8 @@ def test_a_later_version(loader: PostgresLoader) -> None:
 
 
 def test_a_comment_of_somebody_else(loader: PostgresLoader) -> None:
-    """It is on the table whose comment tells the version; it stays, and does no harm."""
+    """It is on the table whose comment tells the version; it stays, and does no
+    harm."""
     loader.load(SAMPLE)
     loader.query("COMMENT ON TABLE load_log IS 'what the loader did'")
     assert sum(date["added"] for date in loader.load(SAMPLE)["dates"]) == 0
@@ -388,7 +390,8 @@ def test_a_user_in_another_encoding_than_the_database(
 def test_a_timeout_of_the_url(loader: PostgresLoader) -> None:
     """A server takes the connection and says nothing.
 
-    Loads that wait for 2 s end, while loads that wait longer, and began earlier, do not.
+    Loads that wait for 2 s end, while loads that wait longer, and began earlier, do
+    not.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         place = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"

@@ -115,7 +115,8 @@ def test_a_killed_worker_is_a_clear_error(
 
 
 def test_workers_that_are_killed_at_any_moment(loader: Loader, good: Path) -> None:
-    """Whether one or all: the load ends with just the one line, and leaves no process."""
+    """Whether one or all: the load ends with just the one line, and leaves no
+    process."""
     chance = random.Random(3)
     for _ in range(KILLS):
         with loader.start("--dry-run", "-q", "--workers", 3, *[good] * 4) as process:
@@ -291,7 +292,7 @@ WORKERS_NEED_PROCESSES = (
     "Error: scanning processes: Resource temporarily unavailable; "
     "allow more processes (ulimit -u), or try fewer --workers\n"
 )
-AS_NOBODY = (  # who, unlike root, may have few processes, but reads and writes all files
+AS_NOBODY = (  # who may have few processes, but reads and writes all files
     "setpriv --reuid=65500 --clear-groups --inh-caps=+dac_override,+dac_read_search "
     "--ambient-caps=+dac_override,+dac_read_search prlimit --nproc={}"
 )

@@ -259,7 +259,8 @@ def test_a_database_keeps_one_rule(loader: Loader, args: list[str]) -> None:
 
     assert loader.refuse(*args, SAMPLE) == (
         f"Error: active_user_table.db: was filled under the rule {as_options(rule)}; "
-        f"the rule of this load is {as_options(rule | other)}; use that rule or another --db\n"
+        f"the rule of this load is {as_options(rule | other)}; "
+        "use that rule or another --db\n"
     )
 
 

@@ -414,7 +414,8 @@ class CountingRule(Rule):
 def test_an_unusual_line_does_not_slow_the_others_down(
     tmp_path: Path, odd: dict[str, Any]
 ) -> None:
-    """It alone is evaluated alone; the others are, but for its neighbours, in blocks."""
+    """It alone is evaluated alone; the others are, but for its neighbours, in
+    blocks."""
     fields: list[dict[str, Any]] = [{"user": f"user {n}"} for n in range(1000)]
     fields[500].update(odd)
     path = tmp_path / "events"

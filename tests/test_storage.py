@@ -190,7 +190,8 @@ FULL_DISK = "database or disk is full; free some disk space and load again"
 @pytest.mark.parametrize("size", [0, 1000, 5000, 20_000, 60_000])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_database_that_cannot_grow(loader: Loader, size: int, existing: bool) -> None:
-    """The old one stays as it is. A new one is empty: another load may have opened it."""
+    """The old one stays as it is. A new one is empty: another load may have opened
+    it."""
     users = lines(*(event(f"user {number}") for number in range(4000)))
     if existing:
         loader.load(SAMPLE)
@@ -316,7 +317,8 @@ def test_a_database_in_a_directory_that_may_not_be_entered(loader: Loader) -> No
 def test_a_database_that_can_only_be_read(
     loader: Loader, closed: Path, mode: str
 ) -> None:
-    """It is drawn, and loads are tried, even in WAL mode, whose readers want to write."""
+    """It is drawn, and loads are tried, even in WAL mode, whose readers want to
+    write."""
     loader.db = closed / "x.db"
     loader.load("--db", loader.db, SAMPLE)
     assert loader.query(f"PRAGMA journal_mode = {mode}") == [(mode,)]

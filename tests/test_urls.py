@@ -272,8 +272,13 @@ def test_a_page_that_is_replaced_meanwhile(
 # -- Secrets
 
 SEPARATORS = ["", "::", "::x://", "%2F", *"/#?[]@:% &='\"\\"]
-SCHEMES = "http https HTTP s3 ftp hdfs dask foo simplecache::http".split()
-SCHEMES += ["zip://x.json::http", "zip://d/x.json::http", "blockcache::http"]
+SCHEMES = ["http", "https", "HTTP", "s3", "ftp", "hdfs", "dask", "foo"]
+SCHEMES += [
+    "simplecache::http",
+    "zip://x.json::http",
+    "zip://d/x.json::http",
+    "blockcache::http",
+]
 SCHEMES += ["zip://*.json::http"]
 REFUSE_ALL = """
 import json, sys
@@ -425,8 +430,9 @@ def test_db_is_neither_a_path_nor_a_postgresql_url(loader: Loader, db: str) -> N
 
 
 def test_a_wrong_db_is_refused_whatever_is_to_be_done(loader: Loader) -> None:
-    """By the option and by the environment: each is a usage error, and leaves nothing."""
-    todo = ([SAMPLE], ["--plot", "x.png"], ["--dry-run", SAMPLE])
+    """By the option and by the environment: each is a usage error, and leaves
+    nothing."""
+    todo: list[list[object]] = [[SAMPLE], ["--plot", "x.png"], ["--dry-run", SAMPLE]]
     for db, args in itertools.product(DATABASES, todo):
         for option, variable in ((["--db", db], "x.db"), ([], db)):
             env = {"LOAD_ACTIVE_USERS_DB": variable}
