@@ -21,16 +21,22 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 # Under nohup, or in the background of a shell, tests must not inherit ignored signals.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile(
-    "here", deadline=None
-)  # how long an example takes says nothing
+# How long an example takes says nothing.
+settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what waits for up to a minute, so that nothing waits for it at the
-    end."""
-    items.sort(key=lambda item: item.get_closest_marker("begin_early") is None)
+    """Begin early with tests that wait long, so that nothing waits for them at the end.
+
+    xdist gives each of its processes an equal share of the tests to begin with. The
+    tests that wait are put at the start of different shares.
+    """
+    early = [item for item in items if item.get_closest_marker("begin_early")]
+    others = [item for item in items if not item.get_closest_marker("begin_early")]
+    for number, item in enumerate(early):
+        others.insert(number * len(items) // len(early), item)
+    items[:] = others
 
 
 @pytest.fixture
