@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+pytest.register_assert_rewrite("helpers", "servers")  # so that they tell what differs
+
 from helpers import SAMPLE, Loader, numbered_sample
 from hypothesis import settings
 from servers import PostgresServer, running_postgres

@@ -279,7 +279,8 @@ def run_here(
             program.main, args, env=env, catch_exceptions=False, prog_name=SCRIPT.name
         )
         assert Path.cwd() == directory.resolve()
-    assert lasting_state() == before
+    after = lasting_state()
+    assert {name for name in before if before[name] != after[name]} == set()
     return subprocess.CompletedProcess(
         args, result.exit_code, result.stdout_bytes, result.stderr_bytes
     )
