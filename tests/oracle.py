@@ -56,12 +56,12 @@ def expect(value: Any, *types: type) -> Any:
 
 
 def optional(value: Any, type_: type) -> Any:
-    """A field that may be null or absent, and is empty then."""
+    """Return a field, or an empty value if it is null or absent."""
     return type_() if value is None else expect(value, type_)
 
 
 def json_integer(digits: str) -> int | float:
-    """A JSON integer; what Python does not convert is none."""
+    """Return a JSON integer, or a float if it has more digits than Python converts."""
     return int(digits) if len(digits) < 4300 else float(digits)
 
 
@@ -72,15 +72,17 @@ def integer(value: Any) -> int:
 
 
 def other_format(data: bytes) -> str | None:
-    """The name of another format that a file is of by its first bytes."""
+    """Return the name of another format, which the first bytes of a file tell."""
     head = data.removeprefix(b"\xef\xbb\xbf")[:512]
     kinds = (kind for kind, magic in OTHER_FORMATS.items() if re.match(magic, head))
     return next(kinds, None)
 
 
 def needle(rule: Rule) -> str:
-    """What a line with an engagement event must hold, in some spelling: a word of the
-    only name, or else the key of the engagement time."""
+    """Return what each line with an engagement event holds, in some spelling.
+
+    It is a word of the only name, or else the key of the engagement time.
+    """
     words = re.findall("[A-Za-z0-9_]+", rule.names[0])
     return max(words, key=len, default="event_name") if is_by_name_alone(rule) else TIME
 
@@ -90,8 +92,7 @@ def is_by_name_alone(rule: Rule) -> bool:
 
 
 def may_hold_engagement(record: bytes, rule: Rule) -> bool:
-    """Whether a line holds what is searched for, or an escape that may be of one of its
-    letters."""
+    """Return whether a line holds the needle, or an escape that may spell it."""
     text = needle(rule)
     rows = {f"{ord(letter) >> 4:x}" for letter in text}  # of the ASCII table
     return text.encode() in record or any(
@@ -100,9 +101,11 @@ def may_hold_engagement(record: bytes, rule: Rule) -> bool:
 
 
 def is_engagement(event: Any, rule: Rule) -> bool:
-    """Whether an object is an engagement event: of the only name or, of several names
-    or any, if it holds the key of the engagement time. Raises ValueError where that
-    can't be told."""
+    """Return whether an object is an engagement event.
+
+    It has the only name or, of several names or any, the key of the engagement time.
+    Raises ValueError where that can't be told.
+    """
     name = event.get("event_name")
     if "*" not in rule.names and not (type(name) is str and name in rule.names):
         return False
@@ -115,8 +118,10 @@ def is_engagement(event: Any, rule: Rule) -> bool:
 
 
 def active_user(event: Any, rule: Rule = DEFAULT) -> tuple[str, str | None] | None:
-    """The date and the user that an engagement event makes active, or None. Raises
-    ValueError."""
+    """Return the date and the user that an engagement event makes active, or None.
+
+    Raises ValueError for a bad record.
+    """
     params = [
         expect(param, dict) for param in optional(event.get("event_params"), list)
     ]
@@ -148,7 +153,7 @@ def read(
     rule: Rule = DEFAULT,
     dates: tuple[str, str] = USUAL_DATES,
 ) -> Result:
-    """The active users by date, the tallies that are not 0 and the bad lines by number.
+    """Return the users by date, the tallies that are not 0, the bad lines by number.
 
     Raises ValueError for another format.
     """

@@ -1,5 +1,4 @@
-"""Records by what they are: active, inactive, other and bad ones. Each table is a
-specification."""
+"""Records that are active, inactive, of other events, and bad: a specification."""
 
 import json
 from typing import Any
@@ -31,7 +30,7 @@ NO_PARAMETERS: list[Any] = [5, None, [], "x"]
 
 
 def not_an_integer(name: str, value: Any) -> str:
-    """What is said of a value that is none, or too large a one."""
+    """Return what is said of a value that is no integer, or too large."""
     shown = json.dumps(value, ensure_ascii=False)
     if shown.strip('"').isascii() and shown.strip('"').isdigit():
         return f"{name} is beyond the calendar: {shown.strip(chr(34))[:60]}"

@@ -257,7 +257,7 @@ def test_a_directory(loader: Loader) -> None:
     assert said == f"Error: {loader.directory}: Is a directory; name the files in it\n"
 
 
-def test_a_file_that_is_called_like_standard_input(live: Start) -> None:
+def test_a_file_that_is_called_minus(live: Start) -> None:
     pipe = live("-q")
     pipe.loader.file(b"bad\n", "-")
     pipe.write(lines(event("a")))
@@ -490,7 +490,7 @@ def test_a_signal_at_any_moment_loses_nothing(
 def test_after_a_signal_no_more_of_a_file_is_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is the next file opened, and a message says so.
+    """The next file is not opened, and a message says so.
 
     The signal comes when the first batch has been taken.
     """
@@ -792,7 +792,7 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
     assert pipe.users() == ["a", "b", "c"]
 
 
-def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
+def test_a_bad_record_while_memory_is_full(live: Start) -> None:
     """It ends the load though the database stays locked; messages tell what is lost."""
     pipe = live("-q", every=1, LOCK_SECONDS=1.5)
     pipe.write(lines(event("a")))
@@ -846,7 +846,7 @@ LEFT_OUT = "-: the last line had not ended: its 6 bytes were left out\n"
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
+def test_a_signal_while_the_database_is_locked(locked: Locked, number: int) -> None:
     """It waits, and then says what was not stored."""
     pipe, _ = locked(0.5, HALF)
     before = pipe.loader.content()
@@ -857,7 +857,7 @@ def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
     assert pipe.loader.content() == before
 
 
-def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
+def test_a_signal_while_the_database_is_locked_for_a_while(locked: Locked) -> None:
     pipe, db = locked(None, HALF)
     pipe.process.terminate()
     time.sleep(0.8)
@@ -869,7 +869,7 @@ def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> None:
+def test_a_signal_after_the_end_of_the_pipe(locked: Locked, number: int) -> None:
     """Ctrl-C may end the producer first; what was read is committed all the same."""
     pipe, db = locked(None)
     pipe.close()
@@ -882,7 +882,7 @@ def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> No
     assert {"a", "b", "c"} < set(pipe.users())
 
 
-def test_told_to_stop_twice(locked: Locked) -> None:
+def test_a_second_signal_ends_the_wait(locked: Locked) -> None:
     """The second signal ends the wait, and messages tell what is lost."""
     pipe, _ = locked(None, HALF)
     before = pipe.loader.content()

@@ -109,8 +109,7 @@ def of_days(days: int) -> Drawn:
     [(1, 3), (3, 2), (6, 0.6), (13, 0.6), (14, 0.6), (70, 0.7), (71, 0.71)],
 )
 def test_the_limits_of_a_picture(days: int, margin: float) -> None:
-    """A week at least is in it, so that a single bar is no wall; and some air above the
-    bars."""
+    """It shows a week at least, and some air above the bars."""
     axes = of_days(days).axes
     assert axes.get_xlim() == pytest.approx((FIRST - margin, FIRST + days - 1 + margin))
     assert axes.get_ylim() == pytest.approx(
@@ -123,7 +122,7 @@ def test_the_limits_of_a_picture(days: int, margin: float) -> None:
     [(1, 0.4), (3, 0.4), (13, 0.4), (14, 0.4), (70, 0.4), (71, 0.4), (400, 0.5)],
 )
 def test_a_bar_is_as_high_as_its_count(days: int, half: float) -> None:
-    """And on its date, apart from its neighbours while there is room for that."""
+    """It is on its date, and apart from its neighbours while there is room for that."""
     expected = [
         (FIRST + n - half, FIRST + n + half, count)
         for n, (_, count) in enumerate(series(days))
@@ -132,8 +131,7 @@ def test_a_bar_is_as_high_as_its_count(days: int, half: float) -> None:
 
 
 def test_gaps_are_grey_and_not_zeros() -> None:
-    """They begin and end at midnight; a count of 0 is none; one entry in the legend is
-    enough."""
+    """They begin and end at midnight. A count of 0 is no gap."""
     picture_ = Drawn(series(12, missing=(1, 4, 5, 6, 10)))
     assert [left + 0.4 - FIRST for left, _, _ in picture_.bars()] == pytest.approx(
         [0, 2, 3, 7, 8, 9, 11]
@@ -149,8 +147,10 @@ def test_gaps_are_grey_and_not_zeros() -> None:
 
 
 def averages(counts: dict[int, int]) -> dict[int, float]:
-    """By day, where four of the seven days that end on it have a count; NaN elsewhere,
-    as on the day after the last of a stretch."""
+    """Return the averages by day, or NaN where the line is broken.
+
+    At least four of the seven days that end on the day must have a count.
+    """
     found = {}
     for day in sorted({*counts, *(day + 1 for day in counts)}):
         week = [counts[one] for one in range(day - 6, day + 1) if one in counts]
@@ -161,8 +161,7 @@ def averages(counts: dict[int, int]) -> dict[int, float]:
 
 @pytest.mark.parametrize("days", [14, 70, 71])
 def test_the_line_is_the_average_of_seven_days(days: int) -> None:
-    """From the seventh day on, where there are two weeks; its points are in the middle
-    of bars."""
+    """It begins on the seventh day, in the middle of the bar."""
     expected = averages({FIRST + n: count for n, (_, count) in enumerate(series(days))})
     is_drawn = [value == value for value in expected.values()]
     assert is_drawn == [False] * 6 + [True] * (days - 6) + [False]
@@ -175,7 +174,7 @@ def test_less_than_two_weeks_have_no_line() -> None:
 
 
 def test_the_line_is_broken_at_gaps() -> None:
-    """And where fewer than four of the seven days have a count."""
+    """It is broken too where fewer than four of seven days have a count."""
     missing = (9, 16, 17, 18, 19)
     counts = dict(
         zip((FIRST + n for n in range(24) if n not in missing), COUNTS, strict=False)
@@ -216,7 +215,7 @@ def test_many_days_have_no_labels() -> None:
 @pytest.mark.parametrize("count", [999_999, 8_888_888, 88_888_888])
 @pytest.mark.parametrize("days", [1, 7, 8, 13])
 def test_labels_do_not_touch(days: int, count: int) -> None:
-    """Not each other, whatever their heights, nor the edges of the picture."""
+    """They touch neither each other, whatever their heights, nor the edges."""
     rows = [(day, count - n % 2) for n, (day, _) in enumerate(series(days))]
     figure = Drawn(rows)
     boxes = [text.get_window_extent() for text in figure.axes.texts]
@@ -242,7 +241,7 @@ def test_dates_do_not_touch(days: int) -> None:
 
 
 def test_which_dates_are_named() -> None:
-    """Each of a few; the Mondays of some weeks; some of many."""
+    """Of a few days each is named, of some weeks the Mondays, of many days some."""
     from matplotlib.dates import num2date
 
     assert of_days(3).ticks() == [
@@ -293,8 +292,7 @@ def test_what_a_picture_says() -> None:
 
 
 def test_the_look_of_a_picture() -> None:
-    """Light lines across behind the bars, no frame but the axis of the dates, small
-    grey words."""
+    """Light lines lie behind the bars, words are small, and the only frame is an axis."""
     from matplotlib.text import Text
 
     drawn_ = Drawn(series(14))

@@ -390,8 +390,7 @@ def test_a_user_in_another_encoding_than_the_database(
 def test_a_timeout_of_the_url(loader: PostgresLoader) -> None:
     """A server takes the connection and says nothing.
 
-    Loads that wait for 2 s end, while loads that wait longer, and began earlier, do
-    not.
+    Loads that wait for 2 s end; loads that wait longer, and began earlier, do not.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
         place = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x"

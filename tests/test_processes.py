@@ -218,7 +218,7 @@ except LoadError as error:
 
 @pytest.mark.parametrize("slow", ["first", "second"])
 def test_the_error_of_the_first_range_is_raised(tmp_path: Path, slow: str) -> None:
-    """Whichever is found first: the slow one waits until the other has been found."""
+    """The slow range waits until the other error has been found."""
     assert in_python(tmp_path, TWO_ERRORS, slow) == (0, "first\n", "")
 
 

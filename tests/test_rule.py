@@ -77,7 +77,7 @@ def test_users_are_counted_not_events(loader: Loader) -> None:
 
 
 def test_the_user_is_the_user_pseudo_id(loader: Loader) -> None:
-    """Not the user_id, nor the session."""
+    """Neither the user_id nor the session counts."""
     data = lines(
         event("a", user_id="1"),
         event("a", user_id="2"),

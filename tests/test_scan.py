@@ -114,8 +114,10 @@ date_ranges = st.tuples(ends, ends).map(lambda pair: (min(pair), max(pair)))
 
 @st.composite
 def spelling(draw: st.DrawFn) -> bytes:
-    """An event in one of its many spellings: white space, escapes, order, repeated
-    keys, and sometimes broken."""
+    """Draw an event in one of its many spellings, which are sometimes broken.
+
+    White space, escapes, the order of keys and repeated keys make the difference.
+    """
     record = draw(active | events)
     items = list(draw(st.permutations(list(record.items()))))
     items += draw(st.lists(st.sampled_from(items), max_size=1))

@@ -69,8 +69,7 @@ def test_killed_at_any_moment(loader: Loader, large: Path, workers: int) -> None
 
 
 def test_a_crowd_loads_into_one_new_database(loader: Loader) -> None:
-    """Sixteen loads of overlapping files at once: each succeeds, and together they are
-    exact."""
+    """Sixteen loads of overlapping files succeed at once, and the counts are exact."""
     names = [
         loader.file(b"".join(SAMPLE_LINES[at : at + 300]), f"{at}.jsons")
         for at in range(0, 800, 50)
@@ -169,8 +168,7 @@ def test_a_reader_is_not_in_the_way_for_long(loader: Loader) -> None:
 def test_a_database_that_becomes_another_meanwhile(
     loader: Loader, options: list[str], change: str, what: str
 ) -> None:
-    """Before the load has its turn: what was checked before the scan is checked
-    again."""
+    """What was checked before the scan is checked again when the load has its turn."""
     with loader.start(*options, "-") as process:
         when_it_reads(process)
         with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:

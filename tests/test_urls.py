@@ -147,7 +147,7 @@ def test_urls_that_cannot_be_read(loader: Loader, url: str, reason: str) -> None
 
 
 def test_a_file_that_is_replaced_meanwhile(tmp_path: Path) -> None:
-    """Also one that a URL names."""
+    """A URL may name it."""
     path, other = tmp_path / "x", tmp_path / "other"
     path.write_bytes(SAMPLE.read_bytes())
     other.write_bytes(SAMPLE.read_bytes())
@@ -161,8 +161,11 @@ def test_a_file_that_is_replaced_meanwhile(tmp_path: Path) -> None:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers /403 with that status, /nothing not at all, /short with less than it
-    says, and everything else with the sample; it knows no ranges."""
+    """A web server of the sample, without ranges.
+
+    It answers /403 with that status, /nothing not at all, and /short with less than it
+    says.
+    """
 
     modified = "Mon, 30 Dec 2019 06:00:00 GMT"
 
