@@ -8,25 +8,17 @@ from helpers import NOON, NOT_AN_OBJECT, event, lines, params
 MALFORMED = "JSON is malformed: "
 TRUNCATED = "Input data was truncated"
 TOO_LONG = "user_pseudo_id is longer than 512 bytes"
-NO_TIMES: list[Any] = [
-    None,
-    "",
-    "x",
-    "1e15",
-    1.5,
-    1.0,
-    "1.0",
-    True,
-    [],
-    {},
-    "9" * 400,
-    10**400,
-    " 1",
-    "+1",
-    "1_0",
-    "٣",
-]
+NO_TIMES: list[Any] = [None, "", "x", "1e15", 1.5, 1.0, "1.0", True, [], {}]
+NO_TIMES += ["9" * 400, 10**400, " 1", "+1", "1_0", "٣"]
 NO_PARAMETERS: list[Any] = [5, None, [], "x"]
+
+
+TIME = "engagement_time_msec"
+
+
+def spelled(old: str, new: str, **fields: Any) -> bytes:
+    """Return an active event in which some text is spelled in another way."""
+    return json.dumps(event(**fields)).replace(old, new).encode()
 
 
 def not_an_integer(name: str, value: Any) -> str:
@@ -44,28 +36,21 @@ ACTIVE = {
     "another valuable parameter": event(key="_event"),
     "the first of several times is long enough": event(
         event_params=params(
-            ("engagement_time_msec", {"int_value": 3000}),
-            ("engagement_time_msec", {"int_value": 1}),
-            ("a_event", {}),
+            (TIME, {"int_value": 3000}), (TIME, {"int_value": 1}), ("a_event", {})
         )
     ),
     "the last of several times is long enough": event(
         event_params=params(
-            ("engagement_time_msec", {"int_value": 1}),
-            ("engagement_time_msec", {"int_value": 3000}),
+            (TIME, {"int_value": 1}),
+            (TIME, {"int_value": 3000}),
             ("a_event", {"string_value": ""}),
         )
     ),
     "a valuable parameter without value": event(
-        event_params=[
-            *params(("engagement_time_msec", {"int_value": 3000})),
-            {"key": "x_event"},
-        ]
+        event_params=[*params((TIME, {"int_value": 3000})), {"key": "x_event"}]
     ),
     "a valuable parameter that is null": event(
-        event_params=params(
-            ("engagement_time_msec", {"int_value": 3000}), ("x_event", None)
-        )
+        event_params=params((TIME, {"int_value": 3000}), ("x_event", None))
     ),
     "other parameters are of any kind": event(
         event_params=params(
@@ -82,31 +67,18 @@ ACTIVE = {
         .replace("\n", "\t\r ")
         .encode()
     ),
-    "escapes": (
-        json.dumps(event()).replace("user_eng", "\\u0075ser\\u005Fen\\u0067").encode()
-    ),
-    **{
-        f"an escape: {spelt}": (
-            json.dumps(event()).replace("user_engagement", spelt).encode()
-        )
-        for spelt in (
-            "user\\u005Fengagement",
-            "user\\u005fengagement",
-            "user_engage\\u006dent",
-            "user_\\u0065ngagement",
-        )
-    },
-    "escapes in the names of fields": (
-        json.dumps(event()).replace("key", "\\u006bey").encode()
-    ),
-    "BigQuery's escapes": (
-        lines(event(text="<&>")).replace(b"<&>", b"\\u003c\\u0026\\u003e").strip()
-    ),
+    "escapes": spelled("user_eng", "\\u0075ser\\u005Fen\\u0067"),
+    "an escaped letter, in capitals": spelled("user_e", "user\\u005Fe"),
+    "an escaped letter, in small letters": spelled("user_e", "user\\u005fe"),
+    "an escaped letter in a word": spelled("user_engagement", "user_engage\\u006dent"),
+    "an escaped first letter of a word": spelled("_engagement", "_\\u0065ngagement"),
+    "escapes in the names of fields": spelled("key", "\\u006bey"),
+    "BigQuery's escapes": spelled("<&>", "\\u003c\\u0026\\u003e", text="<&>"),
     "a number of 5000 digits in an unknown field": (
-        lines(event(x=10**4000, y="\0")).replace(b"0" * 4000, b"0" * 5000).strip()
+        spelled("0" * 4000, "0" * 5000, x=10**4000, y="\0")
     ),
     "the last of a field given twice": (
-        lines(event()).replace(b'{"event_t', b'{"event_params":5,"event_t', 1).strip()
+        spelled('{"event_t', '{"event_params":5,"event_t')
     ),
 }
 INACTIVE = {

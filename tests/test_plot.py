@@ -292,7 +292,7 @@ def test_what_a_picture_says() -> None:
 
 
 def test_the_look_of_a_picture() -> None:
-    """Light lines lie behind the bars, words are small, and the only frame is an axis."""
+    """Light lines lie behind the bars; words are small; the only frame is an axis."""
     from matplotlib.text import Text
 
     drawn_ = Drawn(series(14))
