@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -234,18 +235,13 @@ def has_open(pid: int, path: Path) -> bool:
 
 
 def is_listening(port: int) -> bool:
-    import socket
-
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+        return int(server.getsockname()[1])
 
 
 # -- The command

@@ -112,9 +112,8 @@ def test_the_limits_of_a_picture(days: int, margin: float) -> None:
     """It shows a week at least, and some air above the bars."""
     axes = of_days(days).axes
     assert axes.get_xlim() == pytest.approx((FIRST - margin, FIRST + days - 1 + margin))
-    assert axes.get_ylim() == pytest.approx(
-        (0, 1.08 * max(count for _, count in series(days)))
-    )
+    highest = max(count for _, count in series(days))
+    assert axes.get_ylim() == pytest.approx((0, 1.08 * highest))
 
 
 @pytest.mark.parametrize(
@@ -133,14 +132,10 @@ def test_a_bar_is_as_high_as_its_count(days: int, half: float) -> None:
 def test_gaps_are_grey_and_not_zeros() -> None:
     """They begin and end at midnight. A count of 0 is no gap."""
     picture_ = Drawn(series(12, missing=(1, 4, 5, 6, 10)))
-    assert [left + 0.4 - FIRST for left, _, _ in picture_.bars()] == pytest.approx(
-        [0, 2, 3, 7, 8, 9, 11]
-    )
-    assert [(left - FIRST, right - FIRST) for left, right in picture_.gaps()] == [
-        (0.5, 1.5),
-        (3.5, 6.5),
-        (9.5, 10.5),
-    ]
+    bars = [left + 0.4 - FIRST for left, _, _ in picture_.bars()]
+    assert bars == pytest.approx([0, 2, 3, 7, 8, 9, 11])
+    gaps = [(left - FIRST, right - FIRST) for left, right in picture_.gaps()]
+    assert gaps == [(0.5, 1.5), (3.5, 6.5), (9.5, 10.5)]
     assert picture_.legend() == ["no data"]
     rows = [("2020-01-01", 5), ("2020-01-02", 0), ("2020-01-03", 5)]
     assert (Drawn(rows).gaps(), len(Drawn(rows).bars())) == ([], 3)
@@ -176,12 +171,10 @@ def test_less_than_two_weeks_have_no_line() -> None:
 def test_the_line_is_broken_at_gaps() -> None:
     """It is broken too where fewer than four of seven days have a count."""
     missing = (9, 16, 17, 18, 19)
-    counts = dict(
-        zip((FIRST + n for n in range(24) if n not in missing), COUNTS, strict=False)
-    )
-    rows = [
-        (str(date(1970, 1, 1) + timedelta(day)), count) for day, count in counts.items()
-    ]
+    present = (FIRST + n for n in range(24) if n not in missing)
+    counts = dict(zip(present, COUNTS, strict=False))
+    epoch = date(1970, 1, 1)
+    rows = [(str(epoch + timedelta(day)), count) for day, count in counts.items()]
     expected = averages(counts)
     breaks = (9, 16, 24)  # of each the first day
     assert [n for n in breaks if expected[FIRST + n] == expected[FIRST + n]] == []
@@ -224,10 +217,8 @@ def test_labels_do_not_touch(days: int, count: int) -> None:
     assert len(boxes) == days
     assert [gap for gap in gaps if gap < 3] == [], f"labels of {widest} pixels"
     frame = figure.figure.bbox
-    outside = [
-        b for b in boxes if b.x0 < 0 or b.x1 > frame.x1 or b.y1 > figure.axes.bbox.y1
-    ]
-    assert outside == []
+    right, top = frame.x1, figure.axes.bbox.y1
+    assert [b for b in boxes if b.x0 < 0 or b.x1 > right or b.y1 > top] == []
 
 
 @pytest.mark.parametrize("days", [1, 10, 11, 70, 71, 400])
@@ -244,11 +235,8 @@ def test_which_dates_are_named() -> None:
     """Of a few days each is named, of some weeks the Mondays, of many days some."""
     from matplotlib.dates import num2date
 
-    assert of_days(3).ticks() == [
-        "Sun\n2019-12-29",
-        "Mon\n2019-12-30",
-        "Tue\n2019-12-31",
-    ]
+    few = ["Sun\n2019-12-29", "Mon\n2019-12-30", "Tue\n2019-12-31"]
+    assert of_days(3).ticks() == few
     assert of_days(10).ticks()[-1] == "Tue\n2020-01-07"
     assert of_days(15).ticks() == ["Mon\n2019-12-30", "Mon\n2020-01-06"]
     assert {text[:4] for text in of_days(70).ticks()} == {"Mon\n"}
@@ -265,9 +253,8 @@ def test_the_axis_of_users_has_whole_numbers(count: int, expected: list[str]) ->
     axes = Drawn([("2020-01-01", count)]).axes
     low, high = axes.get_ylim()
     shown = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
-    assert [
-        label.get_text() for value, label in shown if low <= value <= high
-    ] == expected
+    labels = [label.get_text() for value, label in shown if low <= value <= high]
+    assert labels == expected
 
 
 @given(st.dictionaries(st.integers(0, 40), st.integers(0, 1000), min_size=1))
@@ -286,9 +273,8 @@ def test_what_a_picture_says() -> None:
     assert "Active users per day" in said
     rule = "US/Central dates · user_engagement of at least 3000 ms · *_event"
     assert f"{rule} · 2019-12-29 to 2019-12-31" in said
-    assert {"2019-12-29", "2019-12-30", "2019-12-31", "1,000", "1,037", "1,074"} <= set(
-        said
-    )
+    days = {day for day, _ in series(3)}
+    assert days | {"1,000", "1,037", "1,074"} <= set(said)
 
 
 def test_the_look_of_a_picture() -> None:
@@ -298,20 +284,16 @@ def test_the_look_of_a_picture() -> None:
     drawn_ = Drawn(series(14))
     axes = drawn_.axes
     assert axes.get_axisbelow() is True
-    assert {
-        tick.tick1line.get_markersize() for tick in axes.xaxis.get_major_ticks()
-    } == {3.5}
+    ticks = [tick.tick1line for tick in axes.xaxis.get_major_ticks()]
+    assert {tick.get_markersize() for tick in ticks} == {3.5}
     across, along = axes.get_ygridlines(), axes.get_xgridlines()
-    assert {(line.get_color(), line.get_visible()) for line in across} == {
-        ("0.9", True)
-    }
+    lines = {(line.get_color(), line.get_visible()) for line in across}
+    assert lines == {("0.9", True)}
     assert {line.get_visible() for line in along} == {False}
-    assert [side for side, spine in axes.spines.items() if spine.get_visible()] == [
-        "bottom"
-    ]
-    assert {
-        tick.tick1line.get_markersize() for tick in axes.yaxis.get_major_ticks()
-    } == {0}
+    frame = [side for side, spine in axes.spines.items() if spine.get_visible()]
+    assert frame == ["bottom"]
+    ticks = [tick.tick1line for tick in axes.yaxis.get_major_ticks()]
+    assert {tick.get_markersize() for tick in ticks} == {0}
     figure = drawn_.figure
     assert (tuple(figure.get_size_inches()), figure.dpi) == ((10, 5), 120)
     words = {text.get_text(): text for text in figure.findobj(Text)}
