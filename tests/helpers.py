@@ -142,6 +142,16 @@ def usage(message: str) -> str:
     return f"{about}Try 'load_active_users.py --help' for help.\n\nError: {message}\n"
 
 
+OTHER_OPTIONS = "--event-name user_engagement --min-engagement-msec 3000"
+OTHER_OPTIONS += " --valuable-event '*_event'"  # the defaults beside --timezone
+
+
+def other_rule(tried: str, kept: str = f"--timezone US/Central {OTHER_OPTIONS}") -> str:
+    """Return what is said of a database that was filled under another rule."""
+    rules = f"was filled under the rule {kept}; the rule of this load is {tried}"
+    return f"{rules}; use that rule or another --db"
+
+
 def readme_blocks(language: str) -> list[str]:
     """Return the blocks of the README that are in a language."""
     parts = README.split(f"```{language}\n")[1:]

@@ -10,12 +10,14 @@ import click
 import pytest
 from helpers import (
     NOT_AN_OBJECT,
+    OTHER_OPTIONS,
     ROOT,
     SAMPLE,
     SAMPLE_TABLE,
     Loader,
     event,
     lines,
+    other_rule,
     usage,
 )
 
@@ -261,13 +263,7 @@ OTHER = (
     "it has no column load_log.load_id of type TEXT: "
     "it is not one of load_active_users.py; choose another --db"
 )
-TWO_RULES = (
-    "was filled under the rule --timezone US/Central --event-name user_engagement "
-    "--min-engagement-msec 3000 --valuable-event '*_event'; the rule of this load is "
-    "--timezone UTC --event-name user_engagement --min-engagement-msec 3000 "
-    "--valuable-event '*_event'; "
-    "use that rule or another --db"
-)
+TWO_RULES = other_rule(f"--timezone UTC {OTHER_OPTIONS}")
 IRREGULAR = "is not a regular file"
 EARLY = [
     (["--timezone", "UTC"], f"active_user_table.db: {TWO_RULES}"),

@@ -22,6 +22,7 @@ from helpers import (
     INTERRUPTED,
     KILLS,
     NOON,
+    OTHER_OPTIONS,
     ROOT,
     SAMPLE,
     SAMPLE_TABLE,
@@ -33,6 +34,7 @@ from helpers import (
     is_listening,
     lines,
     numbered_sample,
+    other_rule,
     picture_texts,
     wait_for,
 )
@@ -149,16 +151,9 @@ def test_final_dates(either: Loader) -> None:
 
 def test_a_database_keeps_one_rule(loader: PostgresLoader) -> None:
     loader.load(SAMPLE)
-    rule = (
-        "--event-name user_engagement --min-engagement-msec 3000 --valuable-event"
-        " '*_event'"
-    )
-    assert (
-        loader.refuse("--timezone", "UTC", SAMPLE)
-        == f"Error: {loader.shown}: was filled under the rule --timezone US/Central"
-        f" {rule}; the rule of this load is --timezone UTC {rule}; use that rule or"
-        " another --db\n"
-    )
+    what = other_rule(f"--timezone UTC {OTHER_OPTIONS}")
+    said = f"Error: {loader.shown}: {what}\n"
+    assert loader.refuse("--timezone", "UTC", SAMPLE) == said
 
 
 # -- Tables that somebody else has made or changed

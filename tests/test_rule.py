@@ -15,6 +15,7 @@ from helpers import (
     date_count,
     event,
     lines,
+    other_rule,
     params,
 )
 from records import ACTIVE, INACTIVE, NO_ENGAGEMENT
@@ -257,11 +258,8 @@ def test_a_database_keeps_one_rule(loader: Loader, args: list[str]) -> None:
             f"{name} {shlex.quote(v)}" for name, some in rule.items() for v in some
         )
 
-    assert loader.refuse(*args, SAMPLE) == (
-        f"Error: active_user_table.db: was filled under the rule {as_options(rule)}; "
-        f"the rule of this load is {as_options(rule | other)}; "
-        "use that rule or another --db\n"
-    )
+    what = other_rule(as_options(rule | other), as_options(rule))
+    assert loader.refuse(*args, SAMPLE) == f"Error: active_user_table.db: {what}\n"
 
 
 def test_the_order_of_names_and_globs_does_not_matter(loader: Loader) -> None:

@@ -244,10 +244,8 @@ def tarred(mode: Any) -> bytes:
 ARRAY = "is a JSON array; make it one event per line: jq -c '.[]'"
 PRETTY = "is pretty-printed JSON; make it one event per line: jq -c ."
 UTF_16 = "is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8"
-TWICE = (
-    "is compressed twice, or a compressed live pipe; decompress it first: zcat, or"
-    " zstdcat"
-)
+TWICE = "is compressed twice, or a compressed live pipe; "
+TWICE += "decompress it first: zcat, or zstdcat"
 TAR = "is a tar archive; load the files in it: tar -xO"
 HTML = f"is HTML or XML; {AS_JSON}"
 OTHER_FORMATS = {

@@ -18,6 +18,7 @@ from helpers import (
     AS_ROOT,
     INTERRUPTED,
     KILLS,
+    OTHER_OPTIONS,
     ROOT,
     SAMPLE,
     SAMPLE_LINES,
@@ -29,6 +30,7 @@ from helpers import (
     event,
     has_open,
     lines,
+    other_rule,
     wait_for,
     when_it_reads,
 )
@@ -100,14 +102,9 @@ def locked(loader: Loader) -> Iterator[Loader]:
 
 def test_a_lock_held_for_too_long_is_a_clear_error(locked: Loader) -> None:
     done = locked.with_constants(LOCK_SECONDS=0.1).run(SAMPLE)
-    assert (done.returncode, done.stdout, done.stderr.decode()) == (
-        1,
-        b"",
-        (
-            "Error: active_user_table.db: database is locked; another program keeps it"
-            " locked; try again when that is done\n"
-        ),
-    )
+    what = "database is locked; another program keeps it locked"
+    said = f"Error: active_user_table.db: {what}; try again when that is done\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", said)
 
 
 def waits(loader: Loader, process: Process) -> bool:
@@ -139,32 +136,30 @@ def test_a_reader_is_not_in_the_way_for_long(loader: Loader) -> None:
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
-@pytest.mark.parametrize("options", [[], ["--dry-run"]])
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (
-            "CREATE TABLE notes (text)",
-            (
-                "it has no column active_user_table.date of type DATE: "
-                "it is not one of load_active_users.py; choose another --db"
-            ),
-        ),
-        (
-            (ROOT / "schema.sql").read_text()
-            + "INSERT INTO load_log SELECT 'x', '', 0, '[]', 0, 'UTC', '[\"*\"]', 1,"
-            " '[\"*\"]', '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0",
-            (
-                "was filled under the rule --timezone UTC --event-name '*'"
-                " --min-engagement-msec 1 --valuable-event '*'; the rule of this load"
-                " is --timezone US/Central --event-name user_engagement"
-                " --min-engagement-msec 3000 --valuable-event '*_event'; use that rule"
-                " or another --db"
-            ),
-        ),
-    ],
-    ids=["other tables", "another rule"],
+OTHER_LOG = (
+    (ROOT / "schema.sql").read_text()
+    + """INSERT INTO load_log SELECT 'x', '', 0, '[]', 0, 'UTC', '["*"]', 1, '["*"]',
+        '', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0"""
 )
+BECOMES = {
+    "other tables": (
+        "CREATE TABLE notes (text)",
+        "it has no column active_user_table.date of type DATE: "
+        "it is not one of load_active_users.py; choose another --db",
+    ),
+    "another rule": (
+        OTHER_LOG,
+        other_rule(
+            f"--timezone US/Central {OTHER_OPTIONS}",
+            "--timezone UTC --event-name '*' --min-engagement-msec 1 "
+            "--valuable-event '*'",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("change", "what"), BECOMES.values(), ids=BECOMES)
 def test_a_database_that_becomes_another_meanwhile(
     loader: Loader, options: list[str], change: str, what: str
 ) -> None:
@@ -338,26 +333,15 @@ def test_a_database_that_can_only_be_read(
     assert [loader.db.read_bytes(), *closed.iterdir()] == [before, loader.db]
 
 
+READ_ONLY = "attempt to write a readonly database; "
+READ_ONLY += "make the file and its directory writable, or choose another --db"
+CANNOT_OPEN = "unable to open database file; "
+CANNOT_OPEN += "make the file and its directory readable and writable"
+
+
 @pytest.mark.parametrize(
     ("mode", "beside", "reason"),
-    [
-        (
-            "DELETE",
-            "-journal",
-            (
-                "attempt to write a readonly database; make the file and its "
-                "directory writable, or choose another --db"
-            ),
-        ),
-        (
-            "WAL",
-            "-wal",
-            (
-                "unable to open database file; make the file and its directory readable"
-                " and writable"
-            ),
-        ),
-    ],
+    [("DELETE", "-journal", READ_ONLY), ("WAL", "-wal", CANNOT_OPEN)],
 )
 def test_a_database_with_a_journal_that_can_only_be_read(
     loader: Loader, closed: Path, mode: str, beside: str, reason: str

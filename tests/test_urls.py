@@ -21,6 +21,7 @@ import pytest
 from helpers import (
     ALL_DATES,
     NOT_AN_OBJECT,
+    OTHER_OPTIONS,
     ROOT,
     SAMPLE,
     SAMPLE_LINES,
@@ -33,6 +34,7 @@ from helpers import (
     lines,
     make_rule,
     numbered_sample,
+    other_rule,
     usage,
     wait_for,
 )
@@ -343,19 +345,11 @@ def test_no_signature_is_kept(loader: Loader, web: str) -> None:
     done = loader.run("-q", url, "--plot", "x.svg")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert b"S3CRT" not in (loader.directory / "x.svg").read_bytes()
-    assert loader.query("SELECT DISTINCT sources FROM load_log") == [
-        (json.dumps([shown]),)
-    ]
-    options = (
-        "--event-name user_engagement --min-engagement-msec 3000 --valuable-event"
-        " '*_event'"
-    )
-    assert (
-        loader.refuse("--timezone", "UTC", url)
-        == "Error: active_user_table.db: was filled under the rule "
-        f"--timezone US/Central {options}; the rule of this load is "
-        f"--timezone UTC {options}; use that rule or another --db\n"
-    )
+    sources = loader.query("SELECT DISTINCT sources FROM load_log")
+    assert sources == [(json.dumps([shown]),)]
+    what = other_rule(f"--timezone UTC {OTHER_OPTIONS}")
+    said = f"Error: active_user_table.db: {what}\n"
+    assert loader.refuse("--timezone", "UTC", url) == said
     assert b"S3CRT" not in loader.db.read_bytes()
 
 
@@ -364,9 +358,8 @@ def test_no_signature_is_kept(loader: Loader, web: str) -> None:
 )
 def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) -> None:
     for password in ("S3CRT", "S3 CRT", "S3CRT S3%CRT"):
-        said = loader.refuse(
-            option, f"postgresql://bob:{password}@h/x?sig=S3CRT", "x", status=2
-        )
+        url = f"postgresql://bob:{password}@h/x?sig=S3CRT"
+        said = loader.refuse(option, url, "x", status=2)
         assert f"Error: Invalid value for '{option}': 'postgresql://h/x' " in said
         assert "S3" not in said
         assert "CRT" not in said
