@@ -1,14 +1,17 @@
-"""Time the loader against other ways to count the same active users: whole processes, in turn.
+"""Time the loader against other ways to count the same active users.
+
+Whole processes run in turn.
 
     python tests/benchmark.py --only dense --only startup
 
-The inputs are made from the sample in data/, 2.4 KB of disk for each of --events (the cluster reads
-them four times) and 360 bytes for each of --dense-events and of up to 15 times --growth-events.
-They are read from the page cache, so they should fit there. Contenders have to agree on every date,
-or the exit status is 1.
+The inputs are made from the sample in data/, 2.4 KB of disk for each of --events (the
+cluster reads them four times) and 360 bytes for each of --dense-events and of up to 15
+times --growth-events. They are read from the page cache, so they should fit there.
+Contenders have to agree on every date, or the exit status is 1.
 
-CPU is user and system time of all processes, on a cluster those of its scheduler and workers too,
-but for PostgreSQL the loader's alone; the peak memory is that of the largest process.
+CPU is user and system time of all processes, on a cluster those of its scheduler and
+workers too, but with PostgreSQL those of the loader alone. The peak memory is that of
+the largest process.
 """
 
 import contextlib
@@ -38,7 +41,8 @@ HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 CORES = len(os.sched_getaffinity(0))
 DAYS, EVENTS_PER_USER, SHARDS = 30, 4, 16
 ACTIVE_USERS = r"""
-    SELECT DISTINCT timezone('US/Central', make_timestamptz(event_timestamp))::DATE AS date,
+    SELECT DISTINCT
+        timezone('US/Central', make_timestamptz(event_timestamp))::DATE AS date,
         user_pseudo_id
     FROM read_ndjson(?, columns = {
         event_name: 'VARCHAR', event_timestamp: 'BIGINT', user_pseudo_id: 'VARCHAR',
@@ -46,7 +50,8 @@ ACTIVE_USERS = r"""
     WHERE event_name = 'user_engagement'
       AND len(list_filter(event_params,
           lambda p: p.key = 'engagement_time_msec' AND p.value.int_value >= 3000)) > 0
-      AND len(list_filter(event_params, lambda p: p.key LIKE '%\_event' ESCAPE '\')) > 0"""
+      AND len(list_filter(event_params,
+          lambda p: p.key LIKE '%\_event' ESCAPE '\')) > 0"""
 # Counts and forgets the users: a second load would count them again.
 DUCKDB_COUNTS = f'''
 import sys, duckdb
@@ -61,7 +66,8 @@ db = duckdb.connect(sys.argv[1])
 db.execute(r"""
     CREATE TABLE IF NOT EXISTS active_user (
         date DATE, user_pseudo_id VARCHAR, PRIMARY KEY (date, user_pseudo_id));
-    CREATE TABLE IF NOT EXISTS active_user_table (date DATE PRIMARY KEY, active_user_count BIGINT);
+    CREATE TABLE IF NOT EXISTS active_user_table (
+        date DATE PRIMARY KEY, active_user_count BIGINT);
     BEGIN""")
 db.execute(r"""INSERT OR IGNORE INTO active_user {ACTIVE_USERS}""", [sys.argv[2:]])
 db.execute("""
@@ -73,7 +79,8 @@ for row in db.execute("FROM active_user_table").fetchall():
 db.close()
 '''
 
-# Linux never gives the peak memory of a process as less than that of its parent: this one is small.
+# Linux never gives the peak memory of a process as less than that of its parent. This
+# one is small.
 LAUNCHER = """
 import os, sys, time
 start = time.perf_counter()
@@ -87,8 +94,8 @@ PARAMETERS = (
     '{"key":"engaged_session_event","value":{"int_value":"1"}}',
     '{"key":"engagement_time_msec","value":{"int_value":"%d"}}',
 )
-DENSE = f"""{{"event_date":"20200101","event_timestamp":"%d","event_name":"user_engagement",\
-"event_params":[{",".join(PARAMETERS)}],"user_pseudo_id":"%032x"}}\n"""
+DENSE = f"""{{"event_date":"20200101","event_timestamp":"%d",\
+"event_name":"user_engagement","event_params":[{",".join(PARAMETERS)}],"user_pseudo_id":"%032x"}}\n"""
 
 
 class Input(NamedTuple):
@@ -99,8 +106,8 @@ class Input(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A command, and what is done before it. Some do not count active users by date. processes are
-    those that work for it besides its own."""
+    """A command, and what is done before it. Some do not count active users by date.
+    processes are those that work for it besides its own."""
 
     name: str
     command: list[str]
@@ -110,7 +117,8 @@ class Contender(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Of a run: seconds of wall time and of CPU, bytes of peak memory, active users by date."""
+    """Of a run: seconds of wall time and of CPU, bytes of peak memory, active users by
+    date."""
 
     seconds: float
     cpu: float
@@ -119,8 +127,9 @@ class Timing(NamedTuple):
 
 
 def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
-    """Write repetitions of some lines, each with the mask that turns their users into others and
-    the days to shift them by. A single formatting makes all lines of a repetition, quickly."""
+    """Write repetitions of some lines, each with the mask that turns their users into
+    others and the days to shift them by. A single formatting makes all lines of a
+    repetition, quickly."""
     if path.exists():
         return
     text = b"".join(lines)
@@ -128,7 +137,11 @@ def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
     fields = [(int(match[2]), int(match[4], 16)) for match in re.finditer(field, text)]
     template = re.sub(field, rb"\1%d\3%032x", text.replace(b"%", b"%%"))
     unfinished = path.with_name(path.name + ".unfinished")
-    with gzip.open(unfinished, "wb", 6) if path.suffix == ".gz" else unfinished.open("wb") as file:
+    with (
+        gzip.open(unfinished, "wb", 6)
+        if path.suffix == ".gz"
+        else unfinished.open("wb") as file
+    ):
         for mask, days in plan:
             shift = days * 86_400 * 10**6
             pairs = ((usec + shift, user ^ mask) for usec, user in fields)
@@ -143,12 +156,16 @@ def make(name: str, events: int, path: Path) -> Input:
     shards, rng = min(SHARDS, count) if "*" in path.name else 1, random.Random(0)
     masks = [rng.getrandbits(128) for _ in range(max(count // EVENTS_PER_USER, 1))]
     plan = [(rng.choice(masks), rng.randrange(DAYS)) for _ in range(count)]
-    paths = [path.with_name(path.name.replace("*", f"{shard:02}")) for shard in range(shards)]
+    paths = [
+        path.with_name(path.name.replace("*", f"{shard:02}")) for shard in range(shards)
+    ]
     parts = [(path, lines, plan[shard::shards]) for shard, path in enumerate(paths)]
     with multiprocessing.Pool(min(CORES, shards)) as pool:
         pool.starmap(write, parts, chunksize=1)
     events, size = count * len(lines), count * sum(map(len, lines))
-    return Input(f"{name} {events:,} events, {size / 1e9:.3g} GB", [str(path) for path in paths])
+    return Input(
+        f"{name} {events:,} events, {size / 1e9:.3g} GB", [str(path) for path in paths]
+    )
 
 
 def make_dense(options: Namespace, events: int, seed: int = 0) -> Input:
@@ -158,16 +175,27 @@ def make_dense(options: Namespace, events: int, seed: int = 0) -> Input:
         unfinished = path.with_name(path.name + ".unfinished")
         with unfinished.open("w") as file:
             for number in range(events):
-                usec = (1_577_880_000 + rng.randrange(4 * 86_400)) * 10**6 + number % 10**6
-                file.write(DENSE % (usec, rng.randrange(3000, 90_000), rng.getrandbits(128)))
+                usec = (
+                    1_577_880_000 + rng.randrange(4 * 86_400)
+                ) * 10**6 + number % 10**6
+                file.write(
+                    DENSE % (usec, rng.randrange(3000, 90_000), rng.getrandbits(128))
+                )
         unfinished.rename(path)
-    return Input(f"dense: {events:,} events, {path.stat().st_size / 1e9:.3g} GB", [str(path)])
+    return Input(
+        f"dense: {events:,} events, {path.stat().st_size / 1e9:.3g} GB", [str(path)]
+    )
 
 
 def cpu_time(processes: tuple[int, ...]) -> float:
     """The CPU time in seconds that some running processes have taken."""
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+    stats = [
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        for pid in processes
+    ]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf(
+        "SC_CLK_TCK"
+    )
 
 
 def run(contender: Contender, work: Path) -> Timing:
@@ -187,10 +215,12 @@ def run(contender: Contender, work: Path) -> Timing:
 
 
 def compete(options: Namespace, source: Input, group: list[Contender]) -> None:
-    """Run contenders in turn, after an untimed round that warms the page cache; check that they
-    agree; print the rows, with ratios to the first."""
+    """Run contenders in turn, after an untimed round that warms the page cache; check
+    that they agree; print the rows, with ratios to the first."""
     if not HAS_DUCKDB:
-        group = [contender for contender in group if not contender.name.startswith("DuckDB")]
+        group = [
+            contender for contender in group if not contender.name.startswith("DuckDB")
+        ]
     runs: list[list[Timing]] = [[] for _ in group]
     for number in range(options.rounds + 1):
         print(f"{source.name}: round {number} of {options.rounds}", file=sys.stderr)
@@ -199,15 +229,24 @@ def compete(options: Namespace, source: Input, group: list[Contender]) -> None:
             counts, expected = timed[-1].counts, runs[0][0].counts
             if contender.counts and (counts != expected or not counts):
                 dates = sorted(dict(counts.items() ^ expected.items()))
-                sys.exit(f"{source.name}: {contender.name} disagrees on {dates or 'any date'}")
+                what = f"disagrees on {dates or 'any date'}"
+                sys.exit(f"{source.name}: {contender.name} {what}")
     base = 0.0
     for contender, timed in zip(group, runs, strict=True):
         seconds = median(timing.seconds for timing in timed[1:])
         cpu = median(timing.cpu for timing in timed[1:])
         peak = max(timing.peak_memory for timing in timed)
         base = base or seconds
-        memory = "< 12" if peak < 12e6 else f"{peak / 1e6:.0f}"  # as much as the launcher
-        row = (source.name, contender.name, f"{seconds:.3g}", f"{cpu:.3g}", f"{seconds / base:.2f}")
+        memory = (
+            "< 12" if peak < 12e6 else f"{peak / 1e6:.0f}"
+        )  # as much as the launcher
+        row = (
+            source.name,
+            contender.name,
+            f"{seconds:.3g}",
+            f"{cpu:.3g}",
+            f"{seconds / base:.2f}",
+        )
         print("|", " | ".join((*row, memory)), "|", flush=True)
 
 
@@ -217,7 +256,9 @@ def loads(name: str, command: list[str], path: Path, *more: str) -> Contender:
     return Contender(name, [sys.executable, *command, str(path), *more], before)
 
 
-def loader(options: Namespace, source: Input, *arguments: str, db: str = "first.db") -> Contender:
+def loader(
+    options: Namespace, source: Input, *arguments: str, db: str = "first.db"
+) -> Contender:
     command = [str(ROOT / "load_active_users.py"), "--format", "csv", "--db"]
     name = " ".join(("this loader", *arguments))
     return loads(name, command, options.dir / db, *arguments, *source.files)
@@ -225,11 +266,15 @@ def loader(options: Namespace, source: Input, *arguments: str, db: str = "first.
 
 def duckdb(options: Namespace, source: Input) -> Contender:
     command = ["-c", DUCKDB_KEEPS]
-    return loads("DuckDB, keeping users", command, options.dir / "first.duckdb", *source.files)
+    return loads(
+        "DuckDB, keeping users", command, options.dir / "first.duckdb", *source.files
+    )
 
 
 def forgetful_duckdb(source: Input) -> Contender:
-    return Contender("DuckDB, keeping nobody", [sys.executable, "-c", DUCKDB_COUNTS, *source.files])
+    return Contender(
+        "DuckDB, keeping nobody", [sys.executable, "-c", DUCKDB_COUNTS, *source.files]
+    )
 
 
 def first_and_again(contender: Contender) -> list[Contender]:
@@ -255,7 +300,9 @@ def benchmark_gzip(options: Namespace) -> None:
 
 def benchmark_dense(options: Namespace) -> None:
     source = make_dense(options, options.dense_events)
-    group = first_and_again(loader(options, source)) + first_and_again(duckdb(options, source))
+    group = first_and_again(loader(options, source)) + first_and_again(
+        duckdb(options, source)
+    )
     compete(options, source, [*group, forgetful_duckdb(source)])
 
 
@@ -268,58 +315,75 @@ def benchmark_startup(options: Namespace) -> None:
 
 def benchmark_cluster(options: Namespace) -> None:
     """Two workers of a cluster on this machine against two local ones."""
-    from test_cluster import Cluster
+    from servers import Cluster
 
-    source = make("plain:", options.events, options.dir / f"plain-{options.events}.jsons")
+    source = make(
+        "plain:", options.events, options.dir / f"plain-{options.events}.jsons"
+    )
     source = Input(f"4 x {source.name}", 4 * source.files)
     with tempfile.TemporaryDirectory() as directory:
         cluster = Cluster(Path(directory))
         try:
-            for _ in range(2):
-                cluster.worker()
+            cluster.workers(2)
             remote = loader(options, source, "--cluster", cluster.address)
             processes = tuple(process.pid for process in cluster.processes)
-            remote = remote._replace(name="this loader, cluster of 2 workers", processes=processes)
+            remote = remote._replace(
+                name="this loader, cluster of 2 workers", processes=processes
+            )
             compete(options, source, [loader(options, source, "--workers=2"), remote])
         finally:
-            cluster.stop()
+            cluster.close()
 
 
 def benchmark_postgres(options: Namespace) -> None:
-    """The loader's part of loading into PostgreSQL, on this machine, where it is installed."""
+    """The loader's part of loading into PostgreSQL, on this machine, where it is
+    installed."""
     import psycopg
-    from test_postgres import BIN, running
+    from servers import INITDB, running_postgres
 
-    if not (BIN / "initdb").exists():
+    if not INITDB.exists():
         print("PostgreSQL is not installed: its rows are left out", file=sys.stderr)
         return
     source = make_dense(options, options.dense_events)
-    with running() as server:
+    with running_postgres() as server:
 
         def drop() -> None:
-            with psycopg.connect(f"{server}postgres") as db:
-                db.execute("DROP TABLE IF EXISTS active_user_table, active_user, load_log CASCADE")
+            with psycopg.connect(f"{server.url}postgres") as db:
+                tables = "active_user_table, active_user, load_log"
+                db.execute(f"DROP TABLE IF EXISTS {tables} CASCADE".encode())
 
-        remote = loader(options, source, "--db", f"{server}postgres")
+        remote = loader(options, source, "--db", f"{server.url}postgres")
         remote = remote._replace(name="this loader, PostgreSQL", before=drop)
         compete(options, source, [loader(options, source), *first_and_again(remote)])
 
 
 def benchmark_growth(options: Namespace) -> None:
-    """1, 2, 4, 8 times the user-days; and as many new ones into a table that holds ever more."""
+    """1, 2, 4, 8 times the user-days; and as many new ones into a table that holds ever
+    more."""
     one = options.growth_events
     held, grown = 0, options.dir / "grown.db"
     grown.unlink(missing_ok=True)
     new = make_dense(options, one, seed=9)
     for times in (1, 2, 4, 8):
         source = make_dense(options, one * times, times)
-        group = first_and_again(loader(options, source)) + first_and_again(duckdb(options, source))
+        group = first_and_again(loader(options, source)) + first_and_again(
+            duckdb(options, source)
+        )
         compete(options, source, group)
-        run(loader(options, source, db=grown.name)._replace(before=lambda: None), options.dir)
+        run(
+            loader(options, source, db=grown.name)._replace(before=lambda: None),
+            options.dir,
+        )
         held += one * times
         more = loader(options, new)
-        more = more._replace(before=lambda: shutil.copyfile(grown, options.dir / "first.db"))
-        compete(options, new._replace(name=f"{new.name}, new to a table of {held:,}"), [more])
+        more = more._replace(
+            before=lambda: shutil.copyfile(grown, options.dir / "first.db")
+        )
+        compete(
+            options,
+            new._replace(name=f"{new.name}, new to a table of {held:,}"),
+            [more],
+        )
     size = grown.stat().st_size / held
     print(f"\n{size:.0f} bytes per user-day in SQLite, of {held:,}\n")
 
@@ -327,13 +391,18 @@ def benchmark_growth(options: Namespace) -> None:
 def machine() -> str:
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    peer = f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB: pip install duckdb"
+    peer = (
+        f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB: pip install duckdb"
+    )
     processor = f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores"
-    return f"{processor}, {memory:.0f} GB of memory, Python {platform.python_version()}, {peer}"
+    python = f"Python {platform.python_version()}"
+    return f"{processor}, {memory:.0f} GB of memory, {python}, {peer}"
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     for name, default, meaning in (
         ("--events", 2_500_000, "in the plain file"),
         ("--gzip-events", 500_000, "in the gzip shards"),
@@ -344,8 +413,12 @@ def main() -> None:
         parser.add_argument(
             name, type=int, default=default, help=f"{meaning} (default: {default:,})"
         )
-    parser.add_argument("--only", action="append", choices=PARTS, help="repeatable (default: all)")
-    parser.add_argument("--dir", type=Path, help="where to keep the input (default: it is removed)")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="repeatable (default: all)"
+    )
+    parser.add_argument(
+        "--dir", type=Path, help="where to keep the input (default: it is removed)"
+    )
     options = parser.parse_args()
     print("| input | contender | seconds | CPU s | ratio | peak MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |", flush=True)

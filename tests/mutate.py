@@ -1,14 +1,15 @@
-"""Break load_active_users.py in many small ways, one at a time, and show what no test notices.
+"""Break load_active_users.py in many small ways, and show what no test notices.
 
     python tests/mutate.py --sample 200 --seed 1 --section "The rule" --dir /tmp/mutants
 
-In a mutant one expression or statement differs: a comparison, an operator, a constant, a condition
-negated, an argument or a statement left out. The tests that reach the statement run on a copy of
-the project, the quickest first, until one fails; a mutant per processor at once. A survivor is
-shown as a diff: a test is missing, or the change makes no difference that can be seen.
+In a mutant one expression or statement differs: a comparison, an operator, a constant,
+a condition negated, an argument or a statement left out. The tests that reach the
+statement run on a copy of the project, the quickest first, until one fails; a mutant
+per processor at once. A survivor is shown as a diff: a test is missing, or the change
+makes no difference that can be seen.
 
-Which tests reach which statement is measured first, by running all of them twice; --dir keeps that
-for the next time. Not part of CI: a survivor takes minutes.
+Which tests reach which statement is measured first, by running all of them twice; --dir
+keeps that for the next time. Not part of CI: a survivor takes minutes.
 """
 
 import ast
@@ -35,16 +36,21 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "load_active_users.py"
-SILENT = {"annotation", "returns", "names"}  # fields of a node that change nothing when they differ
+SILENT = {"annotation", "returns", "names"}  # fields of a node that change nothing
 SWAPS: list[tuple[Any, Any]] = [
     *((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot)),
-    *((ast.In, ast.NotIn), (ast.Add, ast.Sub), (ast.Mult, ast.FloorDiv), (ast.And, ast.Or)),
+    *(
+        (ast.In, ast.NotIn),
+        (ast.Add, ast.Sub),
+        (ast.Mult, ast.FloorDiv),
+        (ast.And, ast.Or),
+    ),
     *((ast.LShift, ast.RShift), (ast.BitOr, ast.BitAnd), (ast.Break, ast.Continue)),
     *(("min", "max"), ("any", "all"), ("find", "rfind"), ("startswith", "endswith")),
 ]
 OTHER = dict(SWAPS) | {other: one for one, other in SWAPS}
-# Each statement of a function is given a call of this: it logs the test that has reached it, also
-# in processes of the command.
+# Each statement of a function is given a call of this: it logs the test that has
+# reached it, also in processes of the command.
 REACHED = """
 import os as _os
 def _reached(line, known=set()):
@@ -58,7 +64,8 @@ def _reached(line, known=set()):
 
 
 class Mutant(NamedTuple):
-    """Other code for some bytes of the source, and the line of the statement that they are in."""
+    """Other code for some bytes of the source, and the line of the statement that they
+    are in."""
 
     start: int
     end: int
@@ -98,7 +105,10 @@ def variants(node: Any) -> Iterator[ast.AST]:
         case ast.Attribute(attr=name) if name in OTHER:
             yield changed(attr=OTHER[name])
         case ast.Call(keywords=keywords):
-            yield from (changed(keywords=[k for k in keywords if k is not out]) for out in keywords)
+            yield from (
+                changed(keywords=[k for k in keywords if k is not out])
+                for out in keywords
+            )
         case ast.Break() | ast.Continue():
             yield OTHER[type(node)]()
     if isinstance(node, ast.Expr | ast.Raise | ast.Return | ast.Delete | ast.AugAssign):
@@ -123,7 +133,10 @@ def mutants(text: bytes) -> Iterator[Mutant]:
                 code = code[1:-1]
             start = starts[node.lineno - 1] + node.col_offset
             yield Mutant(
-                start, starts[node.end_lineno - 1] + node.end_col_offset, code.encode(), line
+                start,
+                starts[node.end_lineno - 1] + node.end_col_offset,
+                code.encode(),
+                line,
             )
         for name, value in ast.iter_fields(node):
             for child in value if isinstance(value, list) else [value]:
@@ -136,7 +149,9 @@ def mutants(text: bytes) -> Iterator[Mutant]:
 def starts_line(lines: list[bytes], node: Any) -> bool:
     """Whether another statement can be put on a line before a statement."""
     line = lines[node.lineno - 1]
-    return not line[: node.col_offset].strip() and not line.lstrip().startswith((b"elif", b"@"))
+    return not line[: node.col_offset].strip() and not line.lstrip().startswith(
+        (b"elif", b"@")
+    )
 
 
 def traced(text: bytes, log: Path) -> bytes:
@@ -145,7 +160,10 @@ def traced(text: bytes, log: Path) -> bytes:
     tree = ast.parse(text)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for node in {
-        node for function in functions for part in function.body for node in ast.walk(part)
+        node
+        for function in functions
+        for part in function.body
+        for node in ast.walk(part)
     }:
         decorators = getattr(node, "decorator_list", ())
         if isinstance(node, ast.stmt) and starts_line(lines, node) and not decorators:
@@ -154,26 +172,48 @@ def traced(text: bytes, log: Path) -> bytes:
                 b"%s_reached(%d)\n" % (indent, node.lineno) + lines[node.lineno - 1]
             )
     future = b"from __future__ import annotations\n"
-    return b"".join(lines).replace(future, future + REACHED.format(log=str(log)).encode(), 1)
+    return b"".join(lines).replace(
+        future, future + REACHED.format(log=str(log)).encode(), 1
+    )
 
 
 def run_tests(
     directory: Path, name: str, text: bytes, *arguments: object, seconds: float = 9999
 ) -> int:
-    """The exit status of pytest in a copy of the project with another text of the script."""
+    """The exit status of pytest in a copy of the project with another text of the
+    script."""
     copied = directory / name
     if not copied.exists():
-        shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", ".*cache"))
+        shutil.copytree(
+            ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", ".*cache")
+        )
     (copied / SCRIPT).write_bytes(text)
     limits = ["prlimit", "--as=16000000000", "timeout", "-s", "KILL", seconds]
-    command = [*limits, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # it can't tell mutants apart
-    done = subprocess.run(list(map(str, command)), cwd=copied, env=environment, capture_output=True)
+    command = [
+        *limits,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # it can't tell mutants apart
+    done = subprocess.run(
+        list(map(str, command)), cwd=copied, env=environment, capture_output=True
+    )
     return done.returncode
 
 
-def measure(directory: Path, text: bytes) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """The seconds that each test takes that succeeds, and the tests that reach each line."""
+def measure(
+    directory: Path, text: bytes
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """The seconds that each test takes that succeeds, and the tests that reach each
+    line."""
     report, log = directory / "report.xml", directory / "reached"
     taken: dict[str, float] = defaultdict(float)
     failed = set()
@@ -202,22 +242,36 @@ def difference(text: bytes, mutant: Mutant) -> str:
     rows = [f"-{row}" for row in text[first:last].decode().splitlines()]
     number = text[:first].count(b"\n") + 1
     return "\n".join(
-        [f"{SCRIPT}:{number}", *rows, *(f"+{row}" for row in after.decode().splitlines())]
+        [
+            f"{SCRIPT}:{number}",
+            *rows,
+            *(f"+{row}" for row in after.decode().splitlines()),
+        ]
     )
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=10**6, help="mutants to draw (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
-    parser.add_argument("--section", default="", help='a section of the file, as in "The rule"')
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sample", type=int, default=10**6, help="mutants to draw (default: all)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the drawing (default: 0)"
+    )
+    parser.add_argument(
+        "--section", default="", help='a section of the file, as in "The rule"'
+    )
     parser.add_argument("--dir", type=Path, help="where to keep what was measured")
     options = parser.parse_args()
     text = (ROOT / SCRIPT).read_bytes()
     sections = re.split(rb"(?m)^(?=# -- )", text)
     ends = list(itertools.accumulate(map(len, sections)))
     heads = [section.partition(b"\n")[0].decode() for section in sections]
-    drawn = [m for m in mutants(text) if options.section in heads[bisect(ends, m.start)]]
+    drawn = [
+        m for m in mutants(text) if options.section in heads[bisect(ends, m.start)]
+    ]
     drawn = random.Random(options.seed).sample(drawn, min(options.sample, len(drawn)))
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -228,11 +282,15 @@ def main() -> None:
         taken, reached = json.loads(kept.read_text())
 
         def survives(mutant: Mutant) -> bool:
-            tests = sorted(reached.get(str(mutant.line), taken), key=lambda test: taken[test])
+            tests = sorted(
+                reached.get(str(mutant.line), taken), key=lambda test: taken[test]
+            )
             broken = text[: mutant.start] + mutant.code + text[mutant.end :]
             seconds = 60 + 3 * sum(taken[test] for test in tests)
             name = threading.current_thread().name  # a copy of the project for each
-            return not run_tests(directory, name, broken, "-x", "-n0", *tests, seconds=seconds)
+            return not run_tests(
+                directory, name, broken, "-x", "-n0", *tests, seconds=seconds
+            )
 
         survivors = 0
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mutant") as pool:
@@ -241,8 +299,14 @@ def main() -> None:
                 if survived:
                     print(difference(text, mutant), end="\n\n", flush=True)
                     survivors += 1
-                print(f"judged {number}, survived {survivors}", file=sys.stderr, flush=True)
-    print(f"{len(drawn) - survivors} of {len(drawn)} mutants killed, {survivors} survived")
+                print(
+                    f"judged {number}, survived {survivors}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    print(
+        f"{len(drawn) - survivors} of {len(drawn)} mutants killed, {survivors} survived"
+    )
 
 
 if __name__ == "__main__":

@@ -1,107 +1,43 @@
-"""Scanning on a real Dask cluster: a scheduler and workers, started as processes on the loopback
-interface."""
+"""Scanning on a real Dask cluster: a scheduler and workers on this machine."""
 
 import gzip
 import json
-import os
 import platform
 import re
 import signal
 import socket
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing
 from importlib.metadata import version as metadata
 from pathlib import Path
-from typing import Any
 
+import oracle
 import pytest
-from conftest import DASK, SAMPLE, Forked, Loader, Process, event, lines, wait_for
-from test_robust import INTERRUPTED, ROWS, of_users, start, usage
-
-from load_active_users import LoadError, Scanner, ranges, rule_of, scan_on_cluster
-
-MODULES = ("distributed", "msgpack", "distributed.comm.tcp")
-
-
-@pytest.fixture
-def loader(loader: Loader) -> Loader:
-    loader.modules = MODULES
-    return loader
-
-
-class Cluster:
-    """A scheduler, and workers of one thread."""
-
-    def __init__(self, directory: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.directory = directory
-        self.address = f"tcp://127.0.0.1:{port}"
-        self.processes: list[Process] = []
-        self.run("scheduler", "--port", str(port))
-
-        def answers() -> bool:
-            with socket.socket() as client:
-                return client.connect_ex(("127.0.0.1", port)) == 0
-
-        assert wait_for(answers)
-
-    def run(self, what: str, *args: str, before: tuple[str, ...] = (), **env: str) -> Process:
-        command = [sys.executable, str(DASK), what, "--host", "127.0.0.1", "--no-dashboard", *args]
-        log = (self.directory / f"{len(self.processes)}.log").open("wb")
-        environment = {**os.environ, **env}
-        self.processes.append(
-            Forked(
-                (*MODULES, "distributed.cli.dask_scheduler", "distributed.cli.dask_worker"),
-                [*before, *command],
-                cwd=self.directory,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-        )
-        return self.processes[-1]
-
-    def worker(self, before: tuple[str, ...] = (), **env: str) -> Process:
-        """Start a worker, and wait until the scheduler knows it."""
-        number = len(self.processes)
-        options = ["--nthreads", "1", "--local-directory", str(self.directory), "--no-nanny"]
-        process = self.run("worker", self.address, *options, before=before, **env)
-        log = self.directory / f"{number}.log"
-        assert wait_for(lambda: b"Registered to" in log.read_bytes()), log.read_text()
-        return process
-
-    def is_scanning(self, load: Process, source: Path) -> bool:
-        """Wait until a worker reads a source, of a load that goes on."""
-
-        def reads(process: Process) -> bool:
-            with suppress(OSError):
-                links = Path(f"/proc/{process.pid}/fd").iterdir()
-                return str(source) in map(os.readlink, links)
-            return False
-
-        return bool(wait_for(lambda: any(map(reads, self.processes)))) and load.poll() is None
-
-    def stop(self) -> None:
-        for process in reversed(self.processes):
-            process.kill()
-            process.wait()
+from helpers import (
+    AS_ROOT,
+    INTERRUPTED,
+    NOT_AN_OBJECT,
+    SAMPLE,
+    SAMPLE_TABLE,
+    Loader,
+    event,
+    lines,
+    numbered_sample,
+)
+from servers import Cluster
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    (tmp_path / "cluster").mkdir()
-    cluster = Cluster(tmp_path / "cluster")
-    yield cluster
-    cluster.stop()
+    with closing(Cluster(tmp_path / "cluster")) as cluster:
+        yield cluster
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of two ranges and a bit, with five bad records."""
-    path = tmp_path_factory.mktemp("large") / "large.jsons"
-    samples = [of_users(number) for number in range(7)]
+    path = tmp_path_factory.mktemp("huge") / "huge.jsons"
+    samples = [numbered_sample(number) for number in range(7)]
     with path.open("wb") as file:
         for number in range(250):
             file.write(samples[number % 7])
@@ -109,142 +45,150 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_cluster_changes_nothing(loader: Loader, cluster: Cluster, large: Path) -> None:
-    packed = loader.directory / loader.file(gzip.compress(SAMPLE.read_bytes() + b"bad"), "x.gz")
-    for _ in range(2):
-        cluster.worker()
-    results: list[tuple[Any, ...]] = []
-    for options in ([], ["--cluster", cluster.address]):
-        loader.db = loader.directory / f"{len(results)}.db"
-        rejects = loader.directory / f"{len(results)}.rejects"
-        args = ["--db", loader.db, "--max-bad-records", 99, "--rejects", rejects]
-        done = loader.run(*options, *args, "--format", "json", large, packed, SAMPLE)
-        assert done.returncode == 0, done
-        content = [row for row in loader.content() or () if "load_log" not in row]
-        results.append((done.stdout, done.stderr, rejects.read_bytes(), content))
-    assert results[0] == results[1]
-    assert json.loads(results[0][0])["bad_records"] == 6
+def test_a_cluster_changes_nothing(
+    loader: Loader, cluster: Cluster, huge: Path
+) -> None:
+    """Users, tallies, bad records and messages are those of the oracle."""
+    cluster.workers(2)
+    packed = loader.directory / "x.gz"
+    packed.write_bytes(gzip.compress(SAMPLE.read_bytes() + b"bad"))
+    options = ["--cluster", cluster.address, "--max-bad-records", 99]
+    options += ["--rejects", "rejects", "--format", "json"]
+    done = loader.run(*options, huge, packed, SAMPLE, process=True)
+
+    samples = b"".join(numbered_sample(number) for number in range(7))
+    users, _, _ = oracle.read(samples + SAMPLE.read_bytes())
+    _, one, _ = oracle.read(SAMPLE.read_bytes())
+    bad = [*((huge, n * 50 * 1001 + 1001) for n in range(5)), (packed, 1001)]
+    said = [f"{path}:{number}: {NOT_AN_OBJECT}\n" for path, number in bad]
+    assert (done.returncode, done.stderr.decode()) == (0, "".join(said))
+    assert (loader.directory / "rejects").read_bytes() == b"{cut off\n" * 5 + b"bad\n"
+    assert loader.all_users() == users
+    assert loader.table() == {day: len(users[day]) for day in sorted(users)}
+    report = json.loads(done.stdout)
+    assert report["lines"] == 250 * 1001 + 1001 + 1000
+    for name in ("engagement_events", "active_events"):
+        assert report[name] == 252 * one[name]
+    assert report["bad_records"] == 6
 
 
 def test_a_worker_that_is_killed_is_made_up_for(
-    loader: Loader, cluster: Cluster, large: Path
+    loader: Loader, cluster: Cluster, huge: Path
 ) -> None:
-    workers = [cluster.worker() for _ in range(2)]
-    options = ["--cluster", cluster.address, "--max-bad-records", 1000, "--format", "json"]
-    with start(loader, *options, *[large] * 4) as load:
-        assert cluster.is_scanning(load, large)
+    workers = cluster.workers(2)
+    options = ["--cluster", cluster.address, "--max-bad-records", 1000]
+    with loader.start(*options, "--format", "json", *[huge] * 4) as load:
+        assert cluster.is_scanning(load, huge)
         workers[0].kill()
         out, _ = load.communicate(timeout=120)
     assert load.returncode == 0
     report = json.loads(out)
-    counts = [date["active_user_count"] for date in report["dates"]]
-    assert counts == [7 * 11, 7 * 31, 7 * 22]
-    assert report["lines"] == 4 * 250 * 1001
-    assert report["bad_records"] == 4 * 5
+    assert (report["lines"], report["bad_records"]) == (4 * 250 * 1001, 4 * 5)
+    samples = b"".join(numbered_sample(number) for number in range(7))
+    assert loader.all_users() == oracle.read(samples)[0]
 
 
-def test_a_cluster_that_loses_all_workers(loader: Loader, cluster: Cluster, large: Path) -> None:
-    workers = [cluster.worker() for _ in range(2)]
+@pytest.mark.begin_early
+def test_a_cluster_that_loses_all_workers(
+    loader: Loader, cluster: Cluster, huge: Path
+) -> None:
+    workers = cluster.workers(2)
     loader.load(SAMPLE)
     before = loader.content()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
-    with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load, large)
+    with loader.start(*options, *[huge] * 40) as load:
+        assert cluster.is_scanning(load, huge)
         for worker in workers:
             worker.kill()
         out, err = load.communicate(timeout=120)
     bad, error = messages(err)
-    assert (load.returncode, out, error) == (
-        1,
-        b"",
-        f"Error: {cluster.address}: has no workers any more; start some and load again",
-    )
-    assert [line for line in bad if not line.startswith(f"{large}:")] == []
+    what = "has no workers any more; start some and load again"
+    said = f"Error: {cluster.address}: {what}"
+    assert (load.returncode, out, error) == (1, b"", said)
+    assert [line for line in bad if not line.startswith(f"{huge}:")] == []
     assert loader.content() == before
 
 
-def test_a_cluster_whose_scheduler_is_lost(loader: Loader, cluster: Cluster, large: Path) -> None:
+def test_a_cluster_whose_scheduler_is_lost(
+    loader: Loader, cluster: Cluster, huge: Path
+) -> None:
     cluster.worker()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
-    with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load, large)
+    with loader.start(*options, *[huge] * 40) as load:
+        assert cluster.is_scanning(load, huge)
         cluster.processes[0].kill()
         out, err = load.communicate(timeout=120)
     bad, error = messages(err)
-    assert (load.returncode, out, error) == (
-        1,
-        b"",
-        f"Error: {cluster.address}: the scheduler was lost; check that it runs, and load again",
-    )
-    assert [line for line in bad if not line.startswith(f"{large}:")] == []
+    what = "the scheduler was lost; check that it runs, and load again"
+    said = f"Error: {cluster.address}: {what}"
+    assert (load.returncode, out, error) == (1, b"", said)
+    assert [line for line in bad if not line.startswith(f"{huge}:")] == []
     assert not loader.db.exists()
 
 
 def messages(err: bytes) -> tuple[list[str], str]:
-    """The lines about bad records, and the one about what ended the load."""
+    """Return the lines about bad records, and the last one."""
     *bad, error = err.decode().splitlines()
     return [line for line in bad if not line.startswith("and ")], error
 
 
-def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, large: Path) -> None:
+def test_ctrl_c_ends_it(loader: Loader, cluster: Cluster, huge: Path) -> None:
     cluster.worker()
     options = ["--cluster", cluster.address, "--max-bad-records", 1000]
-    with start(loader, *options, *[large] * 40) as load:
-        assert cluster.is_scanning(load, large)
+    with loader.start(*options, *[huge] * 40) as load:
+        assert cluster.is_scanning(load, huge)
         load.send_signal(signal.SIGINT)
         out, err = load.communicate(timeout=60)
     bad, end = messages(err)
     assert (load.returncode, out, f"{end}\n".encode()) == (130, b"", INTERRUPTED)
-    assert [line for line in bad if not line.startswith(f"{large}:")] == []
+    assert [line for line in bad if not line.startswith(f"{huge}:")] == []
     assert not loader.db.exists()
-    # the cluster is free again
-    assert loader.load("--cluster", cluster.address, SAMPLE)["lines"] == 1000
+    # The cluster is free again.
+    loader.load("--cluster", cluster.address, SAMPLE, process=True)
+    assert loader.table() == SAMPLE_TABLE
 
 
 NOBODY = "no Dask scheduler answers there; check the address and that it runs"
 
 
-def test_clusters_that_cannot_be_used(loader: Loader) -> None:
-    for address in ("nonsense://x", "tcp://127.0.0.1:1"):
-        assert loader.refuse("--cluster", address, SAMPLE) == f"Error: {address}: {NOBODY}\n"
-    secret = "tls://bob:S3CRT@127.0.0.1:x"
-    assert "S3CRT" not in loader.refuse("--cluster", secret, SAMPLE)
+@pytest.mark.begin_early
+@pytest.mark.parametrize("address", ["nonsense://x", "tcp://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer(loader: Loader, address: str) -> None:
+    said = loader.refuse("--cluster", address, SAMPLE, process=True)
+    assert said == f"Error: {address}: {NOBODY}\n"
     assert list(loader.directory.iterdir()) == []
 
 
-def test_a_server_that_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_password_of_a_cluster_is_shown(loader: Loader) -> None:
+    address = "tls://bob:S3CRT@127.0.0.1:x"
+    said = loader.refuse("--cluster", address, SAMPLE, process=True)
+    assert re.fullmatch(r"Error: tls://127\.0\.0\.1:x: [^\n]+\n", said)
+    assert "S3CRT" not in said
+    assert list(loader.directory.iterdir()) == []
+
+
+def test_a_server_that_is_no_scheduler(loader: Loader) -> None:
     """It takes what a client sends, and answers nothing."""
-    monkeypatch.setattr("load_active_users.CLUSTER_SECONDS", 1)
-    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    hasty = loader.with_constants(CLUSTER_SECONDS=1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        found = scan_on_cluster(ranges(str(SAMPLE), 1 << 20), Scanner(rule, ("", "9")), address)
-        with pytest.raises(LoadError) as refused:
-            next(found)
-    assert str(refused.value) == f"{address}: {NOBODY}"
+        said = hasty.refuse("--cluster", address, SAMPLE)
+    assert said == f"Error: {address}: {NOBODY}\n"
 
 
 def test_a_configuration_of_dask_that_cannot_be_read(loader: Loader) -> None:
-    loader.modules = ()
     file = loader.directory / loader.file(b"{{{", "dask.yaml")
-    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", SAMPLE, env={"DASK_CONFIG": str(file)})
+    args = ["--cluster", "tcp://127.0.0.1:1", SAMPLE]
+    said = loader.refuse(*args, env={"DASK_CONFIG": str(file)}, process=True)
     what = f"Error: Dask: ValueError: A dask config file at '{file}' is malformed"
     assert said.startswith(what)
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["-"], ["--commit-every", 5, SAMPLE]], ids=["-", "live"])
-def test_what_a_cluster_cannot_do(loader: Loader, options: list[object]) -> None:
-    what = "--cluster can't be combined with --commit-every or standard input"
-    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", *options, status=2)
-    assert said == usage(what)
-
-
 def test_a_cluster_without_workers(loader: Loader, cluster: Cluster) -> None:
     what = f"has no workers; start some with: dask worker {cluster.address}"
-    assert loader.refuse("--cluster", cluster.address, SAMPLE) == (
-        f"Error: {cluster.address}: {what}\n"
-    )
+    said = loader.refuse("--cluster", cluster.address, SAMPLE, process=True)
+    assert said == f"Error: {cluster.address}: {what}\n"
 
 
 OTHER_PYTHON = """
@@ -255,58 +199,59 @@ versions.get_package_info = of_packages
 """
 
 
-@pytest.mark.parametrize("found", ["msgspec 0.1.2", "stringzilla 0.1.2", "python 3.10.1.final.0"])
+@pytest.mark.parametrize(
+    "found", ["msgspec 0.1.2", "stringzilla 0.1.2", "python 3.10.1.final.0"]
+)
 def test_other_versions(loader: Loader, cluster: Cluster, found: str) -> None:
-    site = loader.directory / "site"
     package, version = found.split()
-    if package != "python":
-        information = site / f"{package}-{version}.dist-info"
-        information.mkdir(parents=True)
-        (information / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
+    if package == "python":
+        ours = f"{platform.python_version()}.final.0"
+        env = loader.with_site(OTHER_PYTHON)
     else:
-        site.mkdir()
-        (site / "sitecustomize.py").write_text(OTHER_PYTHON)
-    cluster.worker(PYTHONPATH=str(site))
-    said = loader.refuse("--cluster", cluster.address, SAMPLE)
-    ours = platform.python_version() + ".final.0" if package == "python" else metadata(package)
+        ours = metadata(package)
+        env = loader.with_site("")
+        information = Path(env["PYTHONPATH"]) / f"{package}-{version}.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
+    cluster.worker(PYTHONPATH=env["PYTHONPATH"])
+    said = loader.refuse("--cluster", cluster.address, SAMPLE, process=True)
     what = f"has {found}, where {ours} is used here; install the same requirements.txt"
     start = f"Error: {cluster.address}: the worker "
     assert re.fullmatch(rf"{start}tcp://127.0.0.1:\d+ {re.escape(what)}\n", said)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to hide a directory from a worker")
+@AS_ROOT
 def test_a_file_that_the_workers_do_not_see(loader: Loader, cluster: Cluster) -> None:
     hidden = loader.directory / "hidden"
     hidden.mkdir()
     (hidden / "x.jsons").write_bytes(lines(event()))
     script = f'mount -t tmpfs none {hidden} && exec "$@"'
     cluster.worker(before=("unshare", "--mount", "sh", "-c", script, "sh"))
-    said = loader.refuse("--cluster", cluster.address, SAMPLE, hidden / "x.jsons")
-    assert said == (
-        f"Error: {hidden}/x.jsons:1: No such file or directory (on a worker of {cluster.address})\n"
-    )
+    args = ["--cluster", cluster.address, SAMPLE, hidden / "x.jsons"]
+    said = loader.refuse(*args, process=True)
+    what = f"No such file or directory (on a worker of {cluster.address})"
+    assert said == f"Error: {hidden}/x.jsons:1: {what}\n"
+
+
+WITHOUT_WORKERS = """
+import distributed
+real, calls = distributed.Client.nthreads, []
+def nthreads(client):
+    calls.append(client)
+    return real(client) if len(calls) <= 2 else {}
+distributed.Client.nthreads = nthreads
+"""
 
 
 def test_no_range_is_left_out_while_there_are_no_workers(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loader: Loader, cluster: Cluster
 ) -> None:
-    """For a moment, between two tasks: as the scheduler sees it, there is none but at the start."""
-    import distributed  # which other processes of the tests can do without
+    """The scheduler may see none for a moment, between two tasks.
 
+    Here it sees some at the start only. The sample is cut into 13 ranges.
+    """
     cluster.worker()
-    path = tmp_path / "events.jsons"
-    path.write_bytes(b"".join(ROWS))
-    real, calls = distributed.Client.nthreads, []
-
-    def nthreads(client: distributed.Client) -> dict[str, int]:
-        calls.append(client)
-        some: dict[str, int] = real(client)  # type: ignore[no-untyped-call]
-        return some if len(calls) <= 2 else {}
-
-    monkeypatch.setattr(distributed.Client, "nthreads", nthreads)
-    rule = rule_of("US/Central", ("user_engagement",), 3000, ("*_event",))
-    scan = Scanner(rule, ("2000-01-01", "2099-12-31"))
-    parts = ranges(str(path), 200_000)
-    found = list(scan_on_cluster(parts, scan, cluster.address))
-    assert [part for part, _ in found] == parts
-    assert sum(batch.tally.lines for _, batch in found) == 1000
+    other = loader.with_constants(CLUSTER_RANGE=200_000)
+    env = loader.with_site(WITHOUT_WORKERS)
+    other.load("--cluster", cluster.address, SAMPLE, env=env)
+    assert loader.all_users() == oracle.read(SAMPLE.read_bytes())[0]

@@ -1,6 +1,6 @@
-"""Live: pipes without end, signals at any moment, and databases that refuse for a while."""
+"""Live loads: endless pipes, signals at any moment, databases that refuse for a
+while."""
 
-import fcntl
 import gzip
 import json
 import os
@@ -12,8 +12,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,19 +21,31 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import ROOT, SAMPLE, Forked, Loader, Process, event, lines, wait_for
+from helpers import (
+    NOT_AN_OBJECT,
+    SAMPLE,
+    Loader,
+    Process,
+    event,
+    lines,
+    make_rule,
+    unread,
+    wait_for,
+)
 
-from load_active_users import BATCH, BLOCK, LiveLoader, arriving, rule_of
+from load_active_users import BATCH, BLOCK, LiveLoader, arriving
 
 MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
 LOCKED = (
-    "active_user_table.db: database is locked; another program keeps it locked; try again when "
+    "active_user_table.db: database is locked; another program keeps it locked; "
+    "try again when that is done"
 )
-LOCKED += "that is done"
 FULL = "small/a.db: database or disk is full; free some disk space and load again"
 WAITS = "; what was read waits, trying again every 1 s"
-COMPRESSED = "is compressed twice, or a compressed live pipe; decompress it first: zcat, or zstdcat"
-NO_OBJECT = "is not a JSON object, {...}: one event per line is expected"
+COMPRESSED = (
+    "is compressed twice, or a compressed live pipe; "
+    "decompress it first: zcat, or zstdcat"
+)
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 NAMES = [number.name for number in STOPS]
 
@@ -47,8 +57,7 @@ class Live:
         self.loader = loader
         self.log = loader.directory / f"stderr{time.monotonic_ns()}"
         with self.log.open("wb") as stderr:
-            self.process = Forked(
-                loader.modules,
+            self.process = Process(
                 command,
                 cwd=loader.directory,
                 stdin=subprocess.PIPE,
@@ -64,7 +73,7 @@ class Live:
 
     def await_read(self) -> None:
         """Wait until nothing is left in the pipe."""
-        assert wait_for(lambda: fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)) == bytes(4))
+        assert wait_for(lambda: not unread(self.stdin))
 
     def users(self) -> list[str]:
         if not self.loader.db.exists():
@@ -96,7 +105,7 @@ class Live:
         self.process.stdin = None  # which communicate would flush
 
     def end(self) -> tuple[int, str, str]:
-        """The exit status, standard output and standard error, after the end of the pipe."""
+        """End the pipe; return the exit status, standard output and standard error."""
         out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out.decode(), self.said()
 
@@ -109,14 +118,10 @@ def live(loader: Loader) -> Iterator[Start]:
     started: list[Live] = []
 
     def start(*args: object, every: float = 1, **constants: float | None) -> Live:
-        """Start a loader; with other constants, too."""
-        command = loader.command("--commit-every", every, *args, "-")
-        changes = [f"it.{name} = {value}" for name, value in constants.items() if value]
-        if changes:
-            path = f"import sys; sys.path[0] = {str(ROOT)!r}"
-            run = "with it.exit_status(): it.main(standalone_mode=False)"
-            code = [path, "import load_active_users as it", *changes, run]
-            command[1:2] = ["-c", "\n".join(code)]
+        """Start a loader, of a program that may have other constants."""
+        changed = {name: value for name, value in constants.items() if value}
+        other = loader.with_constants(**changed) if changed else loader
+        command = other.command("--commit-every", every, *args, "-")
         started.append(Live(loader, command))
         return started[-1]
 
@@ -148,8 +153,9 @@ def test_a_pipe_is_committed_as_it_goes(live: Start) -> None:
 
 
 def test_a_run_has_one_row_in_the_log(live: Start) -> None:
-    """Brought up to date by each commit; users that are sent again are not added again."""
-    query = "SELECT lines, blank_lines, active_events, added, removed, bytes FROM load_log"
+    """Each commit brings it up to date. Users that are sent again are not added."""
+    columns = "lines, blank_lines, active_events, added, removed, bytes"
+    query = f"SELECT {columns} FROM load_log"
     pipe = live("--format", "json")
     first, second = lines(event("a"), event("b"), b""), lines(event("a"), event("c"))
     pipe.write(first)
@@ -161,7 +167,9 @@ def test_a_run_has_one_row_in_the_log(live: Start) -> None:
     status, out, err = pipe.end()
     assert (status, err) == (0, "")
     assert json.loads(out) == {
-        "dates": [{"date": "2019-12-30", "active_user_count": 3, "added": 3, "removed": 0}],
+        "dates": [
+            {"date": "2019-12-30", "active_user_count": 3, "added": 3, "removed": 0}
+        ],
         "lines": 6,
         "engagement_events": 5,
         "active_events": 5,
@@ -179,14 +187,14 @@ def test_a_run_has_one_row_in_the_log(live: Start) -> None:
     assert sorted(pipe.loader.query(query)) == sorted([row, second_row])
 
 
-def test_nothing_is_loaded_from_nothing(live: Start) -> None:
+def test_an_empty_pipe_loads_nothing(live: Start) -> None:
     pipe = live("-q")
     assert pipe.end() == (0, "", "")
     assert not pipe.loader.db.exists()
 
 
 def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
-    """However it trickles in."""
+    """It may trickle in as slowly as it likes."""
     pipe = live("-q")
     pipe.write(lines(event("a")) + b'{"x": "')
     for _ in range(3000):
@@ -201,7 +209,7 @@ def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
 
 
 def test_a_named_pipe(live: Start, loader: Loader) -> None:
-    """Also one after another, each to its end."""
+    """Several are read one after another, each to its end."""
     for name in ("one", "two"):
         os.mkfifo(loader.directory / name)
     pipe = live("-q", "one", "two")
@@ -220,45 +228,22 @@ def test_files_can_be_committed_in_parts_too(loader: Loader) -> None:
     assert loader.query("SELECT lines, added FROM load_log") == [(200_000, 64)]
 
 
-LIVE_REFUSED: dict[str, tuple[list[object], str]] = {
-    "with --replace": (
-        ["--commit-every", 5, "--replace", "--dates", "2020-01-01..2020-01-02"],
-        "Error: --commit-every can't be combined with --replace or --dry-run\n",
-    ),
-    "with --dry-run": (
-        ["--commit-every", 5, "--dry-run"],
-        "Error: --commit-every can't be combined with --replace or --dry-run\n",
-    ),
-    "nan": (
-        ["--commit-every", "nan"],
-        "Error: Invalid value for '--commit-every': nan is not a number of seconds\n",
-    ),
-    "0": (
-        ["--commit-every", 0],
-        "Error: Invalid value for '--commit-every': 0.0 is not in the range 1<=x<=1000000.\n",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", LIVE_REFUSED)
-def test_options_that_are_refused(loader: Loader, case: str) -> None:
-    options, expected = LIVE_REFUSED[case]
-    said = loader.refuse(*options, "-", status=2)
-    assert re.sub(r"(?s)^Usage: .*?\n\n", "", said) == expected
-
-
-@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"])
+@pytest.mark.parametrize(
+    "magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"]
+)
 def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     said = loader.refuse("--commit-every", 1, "-", input=magic + bytes(100))
     assert said == f"Error: -: {COMPRESSED}\n"
 
 
 def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> None:
-    """Its last batch counts no bytes, and is one all the same."""
+    """Its last batch counts no bytes, and is loaded all the same."""
     other = lines({"x": "y" * 4000})
     rows = other * (BATCH // len(other) + 100)
     name = loader.file(gzip.compress(rows + lines(event("a")) + b"bad", 1), "a.gz")
-    pipe = Live(loader, loader.command("--commit-every", 1000, "--max-bad-records", 1, name))
+    pipe = Live(
+        loader, loader.command("--commit-every", 1000, "--max-bad-records", 1, name)
+    )
     what = "is not a JSON object, {...}: one event per line is expected"
     number = rows.count(b"\n") + 2
     status, out, said = pipe.end()
@@ -267,94 +252,12 @@ def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> Non
     assert pipe.users() == ["a"]
 
 
-def test_the_command_in_the_readme(loader: Loader) -> None:
-    """Its pipe, with a producer that ends."""
-    blocks = (ROOT / "README.md").read_text().split("```console\n")[1:]
-    (command,) = [block.split("```")[0] for block in blocks if block.startswith("some-producer")]
-    loader.file(lines(event("a"), b"bad", event("b")))
-    python = f"{shlex.quote(sys.executable)} {ROOT}/load_active_users.py"
-    command = command.replace("some-producer", "cat events.jsons")
-    command = command.replace(".venv/bin/python load_active_users.py", python)
-    done = subprocess.run(["sh", "-c", command], cwd=loader.directory, capture_output=True)
-    assert (done.returncode, done.stderr.decode()) == (0, f"-:2: {NO_OBJECT}\n")
-    assert loader.table() == {"2019-12-30": 2}
-    assert (loader.directory / "bad.jsons").read_bytes() == b"bad\n"
-
-
-# -- Bad records
-
-
-def test_each_interval_may_have_bad_records(live: Start) -> None:
-    """As many as --max-bad-records; all are in the file of rejects, with the lines they had."""
-    pipe = live("--max-bad-records", 2, "--rejects", "bad.jsons")
-    pipe.write(b"one\ntwo\n" + lines(event("a")))
-    pipe.await_users("a")
-    rejects = pipe.loader.directory / "bad.jsons"
-    assert rejects.read_bytes() == b"one\ntwo\n"
-    pipe.write(b"three\n" + lines(event("b")) + b"four\n")
-    pipe.await_users("a", "b")
-    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\n"
-    pipe.stdin.write(lines(event("c")) + b"five\nsix\nseven\n")
-    status, out, err = pipe.end()
-    assert (status, out) == (1, "")
-    more = "more than --max-bad-records 2; nothing was loaded since the last commit"
-    assert err.splitlines() == [
-        *(f"-:{number}: {NO_OBJECT}" for number in (1, 2, 4, 6, 8, 9, 10)),
-        "not stored: the last lines that were read (4), up to -:10",
-        f"Error: bad records: 3, {more}",
-    ]
-    assert pipe.users() == ["a", "b"]
-    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n"
-    bad = pipe.loader.query("SELECT lines, active_events, bad_records FROM load_log")
-    assert bad == [(6, 2, 4)]
-
-
-def test_each_interval_shows_its_first_twenty(live: Start) -> None:
-    pipe = live("--max-bad-records", 99, "-q")
-    expected = []
-    line = 0
-    users = []
-    for user, count, more in (("a", 15, ""), ("b", 21, "1 more bad record"), ("c", 25, "5 more")):
-        pipe.write(b"bad\n" * count + lines(event(user)))
-        users.append(user)
-        pipe.await_users(*users)
-        expected += [f"-:{line + n}: {NO_OBJECT}" for n in range(1, min(count, 20) + 1)]
-        expected += {"": [], "5 more": ["and 5 more bad records"]}.get(more, [f"and {more}"])
-        line += count + 1
-    status, _, err = pipe.end()
-    assert (status, err.splitlines()) == (0, expected)
-
-
-def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
-    """After what was read before it has been committed."""
-    loader.file(lines(event("a")), "good.jsons")
-    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
-    pipe.stdin.write(b"\x1f\x8b" + bytes(100))
-    assert pipe.end() == (1, "", f"Error: -: {COMPRESSED}\n")
-    assert pipe.users() == ["a"]
-
-
-def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(loader: Loader) -> None:
-    """Neither is passed over in silence."""
-    loader.file(b"[{}]", "array.json")
-    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "-", "array.json"))
-    pipe.write(lines(event("a"), event("b"), b"bad"))
-    assert pipe.end() == (
-        1,
-        "",
-        f"-:3: {NO_OBJECT}\n"
-        "not stored: the last lines that were read (3), up to -:3\n"
-        "Error: array.json:1: is a JSON array; make it one event per line: jq -c '.[]'\n",
-    )
-    assert not loader.db.exists()
-
-
-def test_a_directory_is_no_pipe(loader: Loader) -> None:
+def test_a_directory(loader: Loader) -> None:
     said = loader.refuse("-q", "--commit-every", 1000, loader.directory)
     assert said == f"Error: {loader.directory}: Is a directory; name the files in it\n"
 
 
-def test_a_file_that_is_called_like_standard_input(live: Start) -> None:
+def test_a_file_that_is_called_minus(live: Start) -> None:
     pipe = live("-q")
     pipe.loader.file(b"bad\n", "-")
     pipe.write(lines(event("a")))
@@ -363,39 +266,8 @@ def test_a_file_that_is_called_like_standard_input(live: Start) -> None:
     assert pipe.end() == (0, "", "")
 
 
-def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
-    """After what came before them has been committed; what came with them is not forgotten."""
-    loader.file(lines(event("a")), "good.jsons")
-    options = ["-q", "--commit-every", 1000, "--max-bad-records", 9, "--rejects", "/dev/full"]
-    pipe = Live(loader, loader.command(*options, "good.jsons", "-"))
-    pipe.write(lines(event("b"), b"bad"))
-    assert pipe.end() == (
-        1,
-        "",
-        "-:2: is not a JSON object, {...}: one event per line is expected\n"
-        "not stored: the last lines that were read (2), up to -:2\n"
-        "Error: /dev/full: No space left on device; free some disk space and load again\n",
-    )
-    assert pipe.users() == ["a"]
-
-
-def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
-    pipe = live("-q")
-    pipe.write(lines(event("a")))
-    pipe.await_users("a")
-    with closing(sqlite3.connect(pipe.loader.db)) as db:
-        db.execute("DROP TABLE active_user")
-    pipe.write(lines(event("b"), event("c")))
-    what = "it has no column active_user.date of type DATE: it is not one of "
-    assert pipe.process.wait(30) == 1
-    assert pipe.said() == (
-        "not stored: the last lines that were read (2), up to -:3\n"
-        f"Error: active_user_table.db: {what}load_active_users.py; choose another --db\n"
-    )
-
-
 def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
-    """Beyond the 1024 that select() knows."""
+    """It may be beyond the 1024 that select() knows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
     os.mkfifo(tmp_path / "pipe")
@@ -411,6 +283,118 @@ def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
             assert next(part.data for part in found if part.data) == b"a\n"
 
 
+# -- Bad records
+
+
+def test_each_interval_may_have_bad_records(live: Start) -> None:
+    """It may have --max-bad-records. The rejects have all of them."""
+    pipe = live("--max-bad-records", 2, "--rejects", "bad.jsons")
+    pipe.write(b"one\ntwo\n" + lines(event("a")))
+    pipe.await_users("a")
+    rejects = pipe.loader.directory / "bad.jsons"
+    assert rejects.read_bytes() == b"one\ntwo\n"
+    pipe.write(b"three\n" + lines(event("b")) + b"four\n")
+    pipe.await_users("a", "b")
+    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    pipe.stdin.write(lines(event("c")) + b"five\nsix\nseven\n")
+    status, out, err = pipe.end()
+    assert (status, out) == (1, "")
+    more = "more than --max-bad-records 2; nothing was loaded since the last commit"
+    assert err.splitlines() == [
+        *(f"-:{number}: {NOT_AN_OBJECT}" for number in (1, 2, 4, 6, 8, 9, 10)),
+        "not stored: the last lines that were read (4), up to -:10",
+        f"Error: bad records: 3, {more}",
+    ]
+    assert pipe.users() == ["a", "b"]
+    assert rejects.read_bytes() == b"one\ntwo\nthree\nfour\nfive\nsix\nseven\n"
+    bad = pipe.loader.query("SELECT lines, active_events, bad_records FROM load_log")
+    assert bad == [(6, 2, 4)]
+
+
+def test_each_interval_shows_its_first_twenty(live: Start) -> None:
+    pipe = live("--max-bad-records", 99, "-q")
+    expected = []
+    line = 0
+    users = []
+    for user, count, more in (
+        ("a", 15, ""),
+        ("b", 21, "1 more bad record"),
+        ("c", 25, "5 more"),
+    ):
+        pipe.write(b"bad\n" * count + lines(event(user)))
+        users.append(user)
+        pipe.await_users(*users)
+        expected += [
+            f"-:{line + n}: {NOT_AN_OBJECT}" for n in range(1, min(count, 20) + 1)
+        ]
+        expected += {"": [], "5 more": ["and 5 more bad records"]}.get(
+            more, [f"and {more}"]
+        )
+        line += count + 1
+    status, _, err = pipe.end()
+    assert (status, err.splitlines()) == (0, expected)
+
+
+def test_a_source_that_cannot_be_read_ends_it(loader: Loader) -> None:
+    """What was read before it is committed first."""
+    loader.file(lines(event("a")), "good.jsons")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "good.jsons", "-"))
+    pipe.stdin.write(b"\x1f\x8b" + bytes(100))
+    assert pipe.end() == (1, "", f"Error: -: {COMPRESSED}\n")
+    assert pipe.users() == ["a"]
+
+
+def test_an_interval_that_is_refused_before_a_source_that_cannot_be_read(
+    loader: Loader,
+) -> None:
+    """Messages tell of both."""
+    loader.file(b"[{}]", "array.json")
+    pipe = Live(loader, loader.command("-q", "--commit-every", 1000, "-", "array.json"))
+    pipe.write(lines(event("a"), event("b"), b"bad"))
+    status, out, err = pipe.end()
+    assert (status, out) == (1, "")
+    assert err.splitlines() == [
+        f"-:3: {NOT_AN_OBJECT}",
+        "not stored: the last lines that were read (3), up to -:3",
+        "Error: array.json:1: is a JSON array; make it one event per line: jq -c '.[]'",
+    ]
+    assert not loader.db.exists()
+
+
+def test_rejects_that_cannot_be_kept_end_it(loader: Loader) -> None:
+    """What came before them is committed first; a message tells what came with them."""
+    loader.file(lines(event("a")), "good.jsons")
+    options = ["-q", "--commit-every", 1000]
+    options += ["--max-bad-records", 9, "--rejects", "/dev/full"]
+    pipe = Live(loader, loader.command(*options, "good.jsons", "-"))
+    pipe.write(lines(event("b"), b"bad"))
+    status, out, err = pipe.end()
+    assert (status, out) == (1, "")
+    full = "No space left on device; free some disk space and load again"
+    assert err.splitlines() == [
+        f"-:2: {NOT_AN_OBJECT}",
+        "not stored: the last lines that were read (2), up to -:2",
+        f"Error: /dev/full: {full}",
+    ]
+    assert pipe.users() == ["a"]
+
+
+def test_a_commit_that_is_refused_says_what_is_lost(live: Start) -> None:
+    pipe = live("-q")
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    with closing(sqlite3.connect(pipe.loader.db)) as db:
+        db.execute("DROP TABLE active_user")
+    pipe.write(lines(event("b"), event("c")))
+    what = "it has no column active_user.date of type DATE: it is not one of "
+    assert pipe.process.wait(30) == 1
+    assert (
+        pipe.said()
+        == "not stored: the last lines that were read (2), up to -:3\nError:"
+        f" active_user_table.db: {what}load_active_users.py; choose another --db\n"
+    )
+
+
 # -- Signals
 
 
@@ -420,7 +404,7 @@ def many_events() -> bytes:
 
 
 class Feed:
-    """Writes into a pipe whatever it takes, and knows in the end what was read of it."""
+    """A thread that writes all that a pipe takes, and knows what was read of it."""
 
     def __init__(self, pause: float, cut: int) -> None:
         self.read_end, write_end = os.pipe()
@@ -431,7 +415,8 @@ class Feed:
         def write() -> None:
             with open(write_end, "wb", buffering=0) as file, suppress(BrokenPipeError):
                 while not self.done.is_set() and self.written < len(self.data):
-                    self.written += file.write(self.data[self.written : self.written + cut]) or 0
+                    chunk = self.data[self.written : self.written + cut]
+                    self.written += file.write(chunk) or 0
                     self.done.wait(pause)
 
         self.thread = threading.Thread(target=write)
@@ -440,7 +425,8 @@ class Feed:
     def what_was_read(self) -> bytes:
         self.done.set()
         left = 0
-        while chunk := os.read(self.read_end, 1 << 20):  # until the thread has closed its end
+        # It ends when the thread has closed the other end.
+        while chunk := os.read(self.read_end, 1 << 20):
             left += len(chunk)
         self.thread.join()
         os.close(self.read_end)
@@ -448,7 +434,7 @@ class Feed:
 
 
 def has_begun(process: Process) -> bool:
-    """Whether Python has come as far as the first lines of the script, which handle signals."""
+    """Return whether the first lines of the script have set their signal handlers."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = re.search(r"SigCgt:\s+(\w+)", status)
     return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
@@ -456,13 +442,17 @@ def has_begun(process: Process) -> bool:
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 @pytest.mark.parametrize(
-    ("pause", "cut"), [(0, 65_536), (0.003, 50)], ids=["a flood", "a trickle of unfinished lines"]
+    ("pause", "cut"),
+    [(0, 65_536), (0.003, 50)],
+    ids=["a flood", "a trickle of unfinished lines"],
 )
 def test_a_signal_at_any_moment_loses_nothing(
     loader: Loader, pause: float, cut: int, number: signal.Signals
 ) -> None:
-    """What was read is what the pipe has no more; its whole lines are in the table, and how much of
-    a line is left out is said."""
+    """The table has all whole lines that are no longer in the pipe.
+
+    A message tells how much of a last line is left out.
+    """
     chance = random.Random(number * cut)
     for moment in range(MOMENTS):
         loader.db = loader.directory / f"{moment}.db"
@@ -476,9 +466,13 @@ def test_a_signal_at_any_moment_loses_nothing(
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
         *whole, rest = feed.what_was_read().split(b"\n")
-        left_out = f"-: the last line had not ended: its {len(rest)} bytes were left out\n"
+        left_out = (
+            f"-: the last line had not ended: its {len(rest)} bytes were left out\n"
+        )
         expected = [json.loads(line)["user_pseudo_id"] for line in whole]
-        there = loader.db.exists() and loader.query("SELECT user_pseudo_id FROM active_user")
+        there = loader.db.exists() and loader.query(
+            "SELECT user_pseudo_id FROM active_user"
+        )
         assert (process.returncode, err.decode()) == (0, left_out if rest else "")
         assert [user for (user,) in there or []] == expected
 
@@ -486,11 +480,13 @@ def test_a_signal_at_any_moment_loses_nothing(
 def test_after_a_signal_no_more_of_a_file_is_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is the next one opened, which is said: the signal comes when the first batch has been
-    taken."""
+    """The next file is not opened, and a message says so.
+
+    The signal comes when the first batch has been taken.
+    """
     path = tmp_path / "blank.gz"
     path.write_bytes(gzip.compress((b" " * 1023 + b"\n") * (70 << 10), 1))
-    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    rule = make_rule("UTC")
     loader = LiveLoader((), "", rule, None, every=1)
     taken = loader.taken([str(path), str(tmp_path / "missing")])
     next(taken)
@@ -504,10 +500,10 @@ def test_after_a_signal_no_more_of_a_file_is_read(
 def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All batches of it, though the signal comes when the first has been taken."""
+    """All its batches are taken, though the signal comes after the first."""
     monkeypatch.setattr("load_active_users.BATCH", 1)
     os.mkfifo(tmp_path / "pipe")
-    rule = rule_of("UTC", ("user_engagement",), 3000, ("*_event",))
+    rule = make_rule("UTC")
     loader = LiveLoader((), "", rule, None, every=1)
     taken = loader.taken([str(tmp_path / "pipe")])
     next(taken)  # it is open
@@ -530,7 +526,7 @@ def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
 @pytest.mark.parametrize("name", ["pipe", "-"])
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -> None:
-    """Also while a named pipe waits to be opened at its other end."""
+    """A named pipe may still wait to be opened at its other end."""
     os.mkfifo(loader.directory / "pipe")
     command = loader.command("-q", "--commit-every", 1, name)
     with Process(
@@ -546,12 +542,16 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_the_interval_comes_from_the_environment(loader: Loader, number: int) -> None:
-    """A signal at an early moment is no other then."""
+    """Then too, an early signal ends the load with exit status 0."""
     env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
     command = loader.command("-q", "-")
     for moment in range(MOMENTS):
         with Process(
-            command, cwd=loader.directory, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=loader.directory,
+            env=env,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         ) as process:
             assert wait_for(partial(has_begun, process))
             time.sleep(0.1 * moment)
@@ -560,11 +560,18 @@ def test_the_interval_comes_from_the_environment(loader: Loader, number: int) ->
             assert process.stderr and process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("producer", ["goes on", "is stopped, too", "was stopped before"])
+@pytest.mark.parametrize(
+    "producer", ["goes on", "is stopped, too", "was stopped before"]
+)
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_a_signal_commits_what_was_read(live: Start, number: int, producer: str) -> None:
-    """Before the interval ends. A line that a producer has not ended is none: Ctrl-C and systemd
-    stop both at about the same moment."""
+def test_a_signal_commits_what_was_read(
+    live: Start, number: int, producer: str
+) -> None:
+    """It does not wait for the end of the interval.
+
+    A line that the producer has not ended is left out: Ctrl-C and systemd stop both
+    processes at about the same moment.
+    """
     pipe = live("--format", "csv", every=1000)
     pipe.write(lines(event("a")) + b'{"event_name":')
     pipe.await_read()
@@ -582,7 +589,7 @@ def test_a_signal_commits_what_was_read(live: Start, number: int, producer: str)
 
 
 def test_a_signal_that_comes_after_the_end_of_its_producer(tmp_path: Path) -> None:
-    """By a moment, since what stops both stops one of them first."""
+    """What stops both stops one of them a moment earlier."""
     os.mkfifo(tmp_path / "pipe")
     stopped: list[int] = []
     found = arriving(str(tmp_path / "pipe"), stopped)
@@ -606,8 +613,10 @@ def test_nohup_keeps_a_live_load_alive(live: Start, loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("number", STOPS[:2], ids=NAMES[:2])
-def test_a_signal_that_a_shell_lets_it_ignore(live: Start, loader: Loader, number: int) -> None:
-    """As of a command in the background."""
+def test_a_signal_that_a_shell_lets_it_ignore(
+    live: Start, loader: Loader, number: int
+) -> None:
+    """A shell does so for commands in the background."""
     command = shlex.join(loader.command("-q", "--commit-every", 1000, "-"))
     shell = f"trap '' INT TERM; exec {command}"
     loader.command = lambda *_: ["sh", "-c", shell]  # type: ignore[method-assign]
@@ -623,7 +632,7 @@ def test_a_signal_that_a_shell_lets_it_ignore(live: Start, loader: Loader, numbe
 
 
 def test_a_reader_in_a_transaction(live: Start) -> None:
-    """Holds commits back; what comes meanwhile is kept, in silence but for one line."""
+    """It holds commits back; what comes meanwhile is kept, and one line says so."""
     pipe = live("-q")
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -644,7 +653,7 @@ def test_a_reader_in_a_transaction(live: Start) -> None:
 
 
 def test_many_users_are_committed_at_once(live: Start) -> None:
-    """They are more than are to be held, and readers are not to be locked out for long."""
+    """Memory is bounded, and readers must not be locked out for long."""
     pipe = live("-q", every=1000, LIVE_BYTES=1000)
     pipe.write(lines(*(event(f"{number}") for number in range(200))))
     assert wait_for(pipe.users)
@@ -652,7 +661,7 @@ def test_many_users_are_committed_at_once(live: Start) -> None:
 
 
 def test_a_write_lock(live: Start) -> None:
-    """Each spell of it is one line; the bad records of what waits are said once."""
+    """Each spell of it gives one line, and each bad record that waits gives one."""
     pipe = live("-q", "--max-bad-records", 1)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -661,7 +670,7 @@ def test_a_write_lock(live: Start) -> None:
         with closing(sqlite3.connect(pipe.loader.db, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             pipe.write(b"bad\n" + lines(event(users[0])))
-            expected += f"-:{2 + 3 * number}: {NO_OBJECT}\n{LOCKED}{WAITS}\n"
+            expected += f"-:{2 + 3 * number}: {NOT_AN_OBJECT}\n{LOCKED}{WAITS}\n"
             pipe.await_said(expected)
             pipe.write(lines(event(users[1])))
             pipe.await_read()
@@ -674,7 +683,7 @@ def test_a_write_lock(live: Start) -> None:
 
 
 def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None:
-    """While the database is locked; all of it is loaded afterwards."""
+    """That holds while the database is locked; all of it is loaded afterwards."""
     pipe = live("-q")
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -749,7 +758,7 @@ def test_a_full_disk(loader: Loader) -> None:
 
 
 def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
-    """It ends the load, and refuses its own interval only."""
+    """It ends the load, and refuses only its own interval."""
     pipe = live("-q", every=1)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -760,20 +769,19 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
         pipe.write(lines(event("c")))
         time.sleep(2.5)  # until c waits, too
         pipe.write(lines(event("d"), b"bad"))
-        bad = f"{LOCKED}{WAITS}\n-:5: {NO_OBJECT}\n"
+        bad = f"{LOCKED}{WAITS}\n-:5: {NOT_AN_OBJECT}\n"
         pipe.await_said(bad)
         db.execute("ROLLBACK")
-    refused = (
-        "bad records: 1, more than --max-bad-records 0; nothing was loaded since the last commit"
-    )
+    refused = "bad records: 1, more than --max-bad-records 0; "
+    refused += "nothing was loaded since the last commit"
     assert pipe.process.wait(30) == 1
     lost = "not stored: the last lines that were read (2), up to -:5"
     assert pipe.said() == f"{bad}{lost}\nError: {refused}\n"
     assert pipe.users() == ["a", "b", "c"]
 
 
-def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
-    """It ends the load, though the database stays locked; what is not stored is told."""
+def test_a_bad_record_while_memory_is_full(live: Start) -> None:
+    """It ends the load though the database stays locked; messages tell what is lost."""
     pipe = live("-q", every=1, LOCK_SECONDS=1.5)
     pipe.write(lines(event("a")))
     pipe.await_users("a")
@@ -785,9 +793,11 @@ def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
         with suppress(BrokenPipeError):  # not all of it may be read
             pipe.write(b"bad\n" + data)
         assert pipe.process.wait(30) == 1
-    bad = f"{LOCKED}{WAITS}\n-:352: {NO_OBJECT}\n"
+    bad = f"{LOCKED}{WAITS}\n-:352: {NOT_AN_OBJECT}\n"
     lost = r"not stored: the last lines that were read \((\d+)\), up to -:(\d+)\n"
-    said = re.fullmatch(f"{re.escape(bad)}{lost}Error: {re.escape(LOCKED)}\n", pipe.said())
+    said = re.fullmatch(
+        f"{re.escape(bad)}{lost}Error: {re.escape(LOCKED)}\n", pipe.said()
+    )
     assert said, pipe.said()
     assert int(said[1]) == int(said[2]) - 1 > 351
     assert pipe.users() == ["a"]
@@ -795,11 +805,13 @@ def test_a_bad_record_while_as_much_waits_as_may(live: Start) -> None:
 
 @pytest.fixture
 def locked(live: Start) -> Iterator[Callable[..., tuple[Live, sqlite3.Connection]]]:
-    """A live load that has read three lines, the last two after its database was locked."""
+    """A live load that has read three lines, two after its database was locked."""
     with closing(sqlite3.connect(":memory:")) as nothing:
         connections = [nothing]
 
-        def start(patience: float | None, tail: bytes = b"") -> tuple[Live, sqlite3.Connection]:
+        def start(
+            patience: float | None, tail: bytes = b""
+        ) -> tuple[Live, sqlite3.Connection]:
             live("-q").loader.load(SAMPLE)
             pipe = live("-q", every=1000, LOCK_SECONDS=patience)
             pipe.write(lines(event("a")))
@@ -822,7 +834,7 @@ LEFT_OUT = "-: the last line had not ended: its 6 bytes were left out\n"
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
+def test_a_signal_while_the_database_is_locked(locked: Locked, number: int) -> None:
     """It waits, and then says what was not stored."""
     pipe, _ = locked(0.5, HALF)
     before = pipe.loader.content()
@@ -833,7 +845,7 @@ def test_told_to_stop_while_it_is_locked(locked: Locked, number: int) -> None:
     assert pipe.loader.content() == before
 
 
-def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
+def test_a_signal_while_the_database_is_locked_for_a_while(locked: Locked) -> None:
     pipe, db = locked(None, HALF)
     pipe.process.terminate()
     time.sleep(0.8)
@@ -845,8 +857,8 @@ def test_told_to_stop_while_it_is_locked_for_a_while(locked: Locked) -> None:
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
-def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> None:
-    """As by Ctrl-C, which ends the producer first: that is no reason to lose what was read."""
+def test_a_signal_after_the_end_of_the_pipe(locked: Locked, number: int) -> None:
+    """Ctrl-C may end the producer first; what was read is committed all the same."""
     pipe, db = locked(None)
     pipe.close()
     time.sleep(0.7)
@@ -858,8 +870,8 @@ def test_told_to_stop_when_the_pipe_has_ended(locked: Locked, number: int) -> No
     assert {"a", "b", "c"} < set(pipe.users())
 
 
-def test_told_to_stop_twice(locked: Locked) -> None:
-    """Who can't wait is told what is lost."""
+def test_a_second_signal_ends_the_wait(locked: Locked) -> None:
+    """The second signal ends the wait, and messages tell what is lost."""
     pipe, _ = locked(None, HALF)
     before = pipe.loader.content()
     pipe.process.terminate()
@@ -878,14 +890,14 @@ def test_told_to_stop_twice(locked: Locked) -> None:
 
 
 def rss(pid: int) -> int:
-    """The memory of a process in KiB."""
+    """Return the memory of a process in KiB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1])
 
 
 def test_readers_never_fail_beside_a_busy_load(live: Start) -> None:
-    """With a busy timeout of 1 s, though it commits all the time."""
+    """They have a busy timeout of 1 s, and the load commits all the time."""
     pipe = live("-q")
     pipe.write(lines(event("first")))
     pipe.await_users("first")
@@ -896,7 +908,9 @@ def test_readers_never_fail_beside_a_busy_load(live: Start) -> None:
             if stopped.is_set():
                 return
             numbers = range(start, start + 1000)
-            pipe.write(b"".join(lines(event(f"{n * 7919 % 10**9:09}")) for n in numbers))
+            pipe.write(
+                b"".join(lines(event(f"{n * 7919 % 10**9:09}")) for n in numbers)
+            )
 
     thread = threading.Thread(target=flood)
     thread.start()

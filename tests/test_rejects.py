@@ -1,0 +1,201 @@
+"""Bad records: reported, counted, tolerated by --max-bad-records, kept by --rejects."""
+
+import gzip
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from helpers import (
+    AS_ROOT,
+    NOON,
+    NOT_AN_OBJECT,
+    SAMPLE,
+    SAMPLE_LINES,
+    SAMPLE_TABLE,
+    Loader,
+    event,
+    lines,
+)
+from records import BAD_RECORDS
+
+GOOD = lines(event("a"))
+REFUSED = "Error: bad records: {}, more than --max-bad-records 0; nothing was loaded\n"
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [row[1:] for row in BAD_RECORDS],
+    ids=[row[0] for row in BAD_RECORDS],
+)
+def test_a_bad_record(loader: Loader, record: bytes, reason: str) -> None:
+    name = loader.file(GOOD + b"\n" + record + b"\n" + lines(event("b")))
+    first, last = loader.refuse(name).splitlines(keepends=True)
+    assert first == f"{name}:3: {reason}\n"
+    assert last == REFUSED.format(1)
+    assert not loader.db.exists()
+
+    done = loader.run(
+        "--max-bad-records", 1, "--rejects", "rejects", "--format", "json", name
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, first)
+    assert json.loads(done.stdout)["bad_records"] == 1
+    assert loader.table() == {"2019-12-30": 2}
+    assert (loader.directory / "rejects").read_bytes() == record + b"\n"
+
+
+NOT_BAD = {
+    "another event that is broken inside": b'{"event_name":"x",}',
+    "an escape that spells no letter of the name": b'{"a":"\\u003c",}',
+    "an escaped NUL": b'{"a":"\\u0000",}',
+    "a user with a NUL in another event": lines(event("\0", event_name="x")).strip(),
+    "a long user in another event": lines(event("x" * 513, event_name="x")).strip(),
+}
+
+
+@pytest.mark.parametrize("record", NOT_BAD.values(), ids=NOT_BAD)
+def test_other_events_are_not_decoded(loader: Loader, record: bytes) -> None:
+    assert loader.load(loader.file(GOOD + record))["bad_records"] == 0
+
+
+def test_validate_decodes_every_line(loader: Loader) -> None:
+    name = loader.file(GOOD + b'{"event_name":"x",}')
+    what = "JSON is malformed: trailing comma in object (byte 18)\n"
+    assert loader.refuse("--validate", name) == f"{name}:2: {what}" + REFUSED.format(1)
+    report = loader.load("--validate", SAMPLE)
+    assert (report["engagement_events"], report["bad_records"]) == (75, 0)
+
+
+def test_every_line_is_good_or_bad_or_blank(loader: Loader) -> None:
+    good, timeless = (lines(event("a", time)).strip() for time in (NOON, None))
+    rows = [b"", b" ", b"x", b'{"a":}', b'{"a":1}', b"{", good, timeless]
+    chosen = random.Random(5).choices(rows, k=5000)
+    name = loader.file(b"\n".join(chosen))
+    options = ["--validate", "--max-bad-records", 5000, "--rejects", "rejects"]
+    done = loader.run(*options, "--format", "json", name)
+    report = json.loads(done.stdout)
+    rejects = (loader.directory / "rejects").read_bytes().splitlines()
+    ((blank, logged),) = loader.query("SELECT blank_lines, bad_records FROM load_log")
+    assert rejects == [
+        row for row in chosen if row in (b"x", b'{"a":}', b"{", timeless)
+    ]
+    assert report["bad_records"] == logged == len(rejects)
+    decoded = chosen.count(good) + chosen.count(b'{"a":1}')
+    assert decoded + logged + blank == report["lines"] == 5000
+
+
+# -- Messages
+
+
+def test_the_first_twenty_bad_records_are_shown(loader: Loader) -> None:
+    a = loader.file(b"x\n" * 15, "a")
+    b = loader.file(gzip.compress(b"\n{}\n" + b"y\n" * 15), "b")
+    places = [f"a:{n}" for n in range(1, 16)] + [f"b:{n}" for n in range(3, 8)]
+    assert loader.refuse(a, b, "--rejects", "rejects") == (
+        "".join(f"{place}: {NOT_AN_OBJECT}\n" for place in places)
+        + "and 10 more bad records\n"
+        + REFUSED.format(30)
+    )
+    assert (loader.directory / "rejects").read_bytes() == b"x\n" * 15 + b"y\n" * 15
+
+
+@pytest.mark.parametrize(
+    ("number", "more"), [(20, ""), (21, "and 1 more bad record\n")]
+)
+def test_one_bad_record_more_than_are_shown(
+    loader: Loader, number: int, more: str
+) -> None:
+    name = loader.file(b"x\n" * number)
+    said = loader.refuse(name)
+    first = "".join(f"{name}:{n}: {NOT_AN_OBJECT}\n" for n in range(1, 21))
+    assert said == first + more + REFUSED.format(number)
+
+
+def test_control_characters_are_escaped(loader: Loader) -> None:
+    name = loader.file(lines(event(time="\x1b[31m\x07\u202e")), "evil\x1b]0;\n.jsons")
+    message = loader.refuse(name)
+    where = "evil\\x1b]0;\\n.jsons:1: event_timestamp is not an integer: "
+    assert message == where + '"\\u001b[31m\\u0007\\u202e"\n' + REFUSED.format(1)
+    assert all(c.isprintable() or c == "\n" for c in message)
+
+
+def test_no_message_steers_the_terminal(loader: Loader) -> None:
+    assert "no\\x1b]0;such" in loader.refuse("no\x1b]0;such")
+    name = loader.file(lines(event()), "evil\x1b]0;")
+    message = loader.refuse("--db", name, name, status=2)
+    assert "evil\\x1b]0;" in message
+    assert "\x1b" not in message
+
+
+# -- --rejects
+
+
+def test_rejects_into_a_pipe(loader: Loader) -> None:
+    os.mkfifo(loader.directory / "rejects")
+    reader = os.open(loader.directory / "rejects", os.O_RDONLY | os.O_NONBLOCK)
+    options = ["-q", "--rejects", "rejects", "--max-bad-records", 1]
+    name = loader.file(b"bad\n" + GOOD)
+    done = loader.run(*options, name)
+    what = f"{name}:1: {NOT_AN_OBJECT}\n".encode()
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", what)
+    assert os.read(reader, 100) == b"bad\n"
+    os.close(reader)
+
+
+def test_repaired_rejects_complete_the_counts(loader: Loader) -> None:
+    rows = SAMPLE_LINES.copy()
+    rows[::3] = [row.replace(b"{", b"(", 1) for row in rows[::3]]
+    options = ["--max-bad-records", 1000, "--rejects", "rejects"]
+    assert loader.run(*options, loader.file(b"".join(rows))).returncode == 0
+    lost = loader.table()
+    rejects = (loader.directory / "rejects").read_bytes()
+    assert rejects == b"".join(rows[::3])
+    loader.load(loader.file(rejects.replace(b"(", b"{"), "repaired"))
+    assert lost != loader.table() == SAMPLE_TABLE
+
+
+def test_rejects_are_appended_and_never_emptied(loader: Loader) -> None:
+    """That holds for loads that succeed and that are refused."""
+    rejects = loader.directory / "rejects"
+    steps = [
+        (b"x\n", 1, 0, b"x\n"),
+        (GOOD, 0, 0, b"x\n"),
+        (GOOD + b"y\r\n \nz", 0, 1, b"x\ny\r\nz\n"),
+        (b"x\n", 1, 0, b"x\ny\r\nz\nx\n"),
+    ]
+    for data, most, status, content in steps:
+        options = ["--rejects", rejects, "--max-bad-records", most]
+        done = loader.run(*options, loader.file(data))
+        assert (done.returncode, rejects.read_bytes()) == (status, content)
+    rejects.write_bytes(b"by hand")
+    loader.run("--rejects", rejects, loader.file(b"x\n"))
+    assert rejects.read_bytes() == b"by hand\nx\n"
+
+
+def test_rejects_are_appended_after_an_unfinished_line(loader: Loader) -> None:
+    """A line that has not ended is ended first, even by a load without bad records."""
+    bad = loader.file(b"bad\nworse\r\n", "bad")
+    rejects = loader.directory / loader.file(b"an earlier one", "rejects")
+    good = ["--rejects", "rejects", SAMPLE]
+    loader.load(*good)
+    assert rejects.read_bytes() == b"an earlier one\n"
+    tries: list[list[object]] = [["--max-bad-records", 2], [], ["--dry-run"]]
+    for number, args in enumerate(tries, 1):
+        done = loader.run("-q", *args, "--rejects", "rejects", bad)
+        assert done.returncode == (0 if number == 1 else 1)
+        expected = b"an earlier one\n" + b"bad\nworse\r\n" * min(number, 2)
+        assert rejects.read_bytes() == expected
+    loader.load(*good)
+    assert rejects.read_bytes() == expected
+
+
+@AS_ROOT
+def test_a_full_disk_for_the_rejects(loader: Loader, disk: Path) -> None:
+    bad = loader.file(b"x" * 2_000_000, "bad")
+    full = "No space left on device; free some disk space and load again"
+    for path in (disk / "rejects", Path("/dev/full")):
+        assert loader.refuse("--rejects", path, "--max-bad-records", 9, bad) == (
+            f"bad:1: {NOT_AN_OBJECT}\nError: {path}: {full}\n"
+        )
+    assert not loader.db.exists()

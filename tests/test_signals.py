@@ -1,0 +1,239 @@
+"""How a load ends: signals at any moment, and streams that are closed or full."""
+
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from helpers import (
+    INTERRUPTED,
+    KILLS,
+    NOT_AN_OBJECT,
+    SAMPLE,
+    SAMPLE_TABLE,
+    TERMINATED,
+    Loader,
+    event,
+    has_open,
+    lines,
+    wait_for,
+    workers_of,
+)
+
+# -- Signals
+
+SIGNALS = [(signal.SIGINT, 130, INTERRUPTED), (signal.SIGTERM, 143, TERMINATED)]
+
+
+@pytest.mark.parametrize(("number", "status", "message"), SIGNALS)
+def test_a_signal_ends_a_load(
+    loader: Loader, number: int, status: int, message: bytes
+) -> None:
+    loader.load(loader.file(lines(event("before"))))
+    before = loader.content()
+    pipe = loader.directory / "pipe"
+    os.mkfifo(pipe)
+    with loader.start("pipe") as process:
+        with pipe.open("wb") as writer:  # which waits for its reader
+            # It is more than a pipe holds: some of it has been read.
+            writer.write(SAMPLE.read_bytes())
+            writer.flush()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (status, b"", message)
+    assert loader.content() == before
+
+
+@pytest.mark.parametrize(("number", "status", "message"), SIGNALS)
+def test_a_signal_during_the_imports(
+    loader: Loader, number: int, status: int, message: bytes
+) -> None:
+    stub = loader.directory / "stub"
+    stub.mkdir()
+    (stub / "click.py").write_text(
+        "import time\nopen('importing', 'w').close()\nwhile True: time.sleep(0.01)\n"
+    )
+    with loader.start(SAMPLE, env={**os.environ, "PYTHONPATH": str(stub)}) as process:
+        assert wait_for((loader.directory / "importing").exists)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (status, b"", b"")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_at_the_very_end_changes_nothing(loader: Loader, name: str) -> None:
+    """Python runs what is registered with atexit when all else is done."""
+    kill = f"os.kill(os.getpid(), signal.{name})"
+    site = f"import atexit, os, signal\natexit.register(lambda: {kill})\n"
+    done = loader.run("-q", SAMPLE, env=loader.with_site(site), process=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert loader.table() == SAMPLE_TABLE
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_two_signals_at_once(loader: Loader, good: Path, workers: int) -> None:
+    """The load says one line, about one of them."""
+    chance = random.Random(workers)
+    ends = ((130, b"", INTERRUPTED), (143, b"", TERMINATED))
+    for _ in range(KILLS):
+        with loader.start("--workers", workers, *[good] * 40) as process:
+            if workers > 1:
+                workers_of(process, workers)
+            else:
+                assert wait_for(partial(has_open, process.pid, good))
+            time.sleep(chance.uniform(0, 0.1))
+            for number in chance.sample((signal.SIGINT, signal.SIGTERM), 2):
+                process.send_signal(number)
+            try:
+                out, err = process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        assert (process.returncode, out, err) in ends
+    assert not loader.db.exists()
+
+
+def test_a_signal_while_nobody_reads_the_messages(loader: Loader) -> None:
+    """Standard error is a full pipe, as of a logger that hangs or after Ctrl-S."""
+    bad = loader.file(b"bad\n" * 20, "bad")
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"x" * 4090)
+    with loader.start("--max-bad-records", 20, bad, "-", stderr=writer) as process:
+        time.sleep(1)  # until it has a message for which there is no room
+        process.terminate()
+        status = wait_for(process.poll, 20)
+        process.kill()
+    assert status == 143
+    os.close(writer)
+    with open(reader, "rb") as said:
+        assert said.read() == b"x" * 4090
+    assert not loader.db.exists()
+
+
+# -- Standard streams
+
+
+def test_a_report_into_a_closed_pipe(loader: Loader) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        with loader.start(SAMPLE, stdout=closed, stderr=-1) as process:
+            _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert loader.table() == SAMPLE_TABLE
+
+
+def test_a_reader_that_had_enough(loader: Loader) -> None:
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$@" | true', "bash", *loader.command(SAMPLE)],
+        cwd=loader.directory,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert loader.table() == SAMPLE_TABLE
+
+
+REPORT_LOST = (
+    "Error: the events are loaded, but the report could not be written: "
+    "No space left on device; free some disk space and load again\n"
+)
+STREAMS = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+FULL_STREAMS = [
+    ">/dev/full",
+    "2>/dev/full",
+    ">/dev/full 2>/dev/full",
+    ">/dev/full 2>&-",
+    ">&- 2>/dev/full",
+]
+
+
+def in_a_shell(
+    loader: Loader, redirections: str, *args: object
+) -> tuple[int, str, str]:
+    command = ["sh", "-c", f'exec "$@" {redirections}', "sh", *loader.command(*args)]
+    done = subprocess.run(
+        command, cwd=loader.directory, capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("streams", STREAMS + FULL_STREAMS)
+def test_streams_that_are_closed_or_full(loader: Loader, streams: str) -> None:
+    """The load is the same, nothing else gets their descriptors, and what can be said
+    is said."""
+    report = "date,active_user_count,added\n2019-12-30,2,2\n"
+    has_output = not ({">&-", ">/dev/full"} & set(streams.split()))
+    has_error = "2>" not in streams
+    lost = ">/dev/full" in streams.split()
+    good = loader.file(lines(event("a"), event("b")), "good")
+    done = in_a_shell(loader, streams, "--format", "csv", "--rejects", "rejects", good)
+    assert done == (
+        1 if lost else 0,
+        report if has_output else "",
+        REPORT_LOST if lost and has_error else "",
+    )
+    assert loader.table() == {"2019-12-30": 2}
+    assert (loader.directory / "rejects").read_bytes() == b""
+
+    content = loader.content()
+    bad = loader.file(b"bad\n", "bad")
+    done = in_a_shell(loader, streams, "--rejects", "rejects", bad)
+    said = (
+        f"bad:1: {NOT_AN_OBJECT}\n"
+        "Error: bad records: 1, more than --max-bad-records 0; nothing was loaded\n"
+    )
+    assert done == (1, "", said if has_error else "")
+    assert (loader.directory / "rejects").read_bytes() == b"bad\n"
+    assert in_a_shell(loader, streams, "--nonsense")[0] == 2
+    status, _, said = in_a_shell(loader, streams, "--help")
+    assert status == (1 if lost else 0)
+    assert said == (
+        "Error: No space left on device; free some disk space and load again\n"
+        if lost and has_error
+        else ""
+    )
+    if "<&-" in streams:
+        what = (
+            "Error: -:1: Bad file descriptor; "
+            "give it something to read, or name files\n"
+        )
+        assert in_a_shell(loader, streams, "-") == (1, "", what if has_error else "")
+    assert loader.content() == content
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [SAMPLE],
+        [f"file://{SAMPLE}"],
+        ["--plot", "x.png", SAMPLE],
+        ["--max-bad-records", 99, "--rejects", "rejects", "--workers", 2, "LARGE"],
+        ["nothing"],
+        ["--timezone", "UTC", SAMPLE],
+        ["--rejects", "rejects", "BAD"],
+    ],
+    ids=str,
+)
+def test_nothing_is_left_open(loader: Loader, large: Path, args: list[object]) -> None:
+    """The development mode of Python says nothing that the command does not."""
+    loader.load(SAMPLE)
+    named = {"LARGE": large, "BAD": loader.file(b"bad\n", "bad")}
+    args = [named.get(str(arg), arg) for arg in args]
+    usual = loader.run("-q", *args, process=True)
+    python, *command = loader.command("-q", *args)
+    command = [python, "-X", "dev", "-W", "error", *command]
+    done = subprocess.run(
+        command, cwd=loader.directory, capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        usual.returncode,
+        usual.stdout,
+        usual.stderr,
+    )
