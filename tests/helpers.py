@@ -48,7 +48,7 @@ NOON = 1577728800_000000  # 2019-12-30 12:00 in US/Central, in microseconds UTC
 ALL_DATES = ("2000-01-01", "9999-12-31")
 KILLS = int(os.environ.get("KILLS", "15"))  # in each test that kills at random
 
-NOT_AN_OBJECT = "is not a JSON object, {...}: one event per line is expected"
+NOT_AN_OBJECT = program.NOT_AN_OBJECT
 INTERRUPTED = b"Interrupted: uncommitted changes were rolled back\n"
 TERMINATED = b"Terminated: uncommitted changes were rolled back\n"
 
@@ -493,7 +493,15 @@ def make_rule(
     globs: tuple[str, ...] = ("*_event",),
 ) -> program.Rule:
     """Return the program's rule of the oracle's."""
-    return program.rule_of(timezone, names, min_msec, globs)
+    ordered = program.sort_unique(names), program.sort_unique(globs)
+    return program.Rule(timezone, ordered[0], min_msec, ordered[1])
+
+
+def make_dates(dates: tuple[str, str] = ALL_DATES) -> program.LoadDates:
+    """Return the dates of a load that counts some dates, on a day in the far future."""
+    usual = program.DateRange(*ALL_DATES)
+    counted = program.DateRange(*dates)
+    return program.LoadDates(usual, counted, counted)
 
 
 def scan(
@@ -508,7 +516,9 @@ def scan(
     size = path.stat().st_size
     borders = sorted({0, size, *(cut % (size + 1) for cut in cuts)})
     parts = [program.Range(str(path), *pair) for pair in itertools.pairwise(borders)]
-    scanner = program.Scanner(make_rule(*rule), dates, keep=True, block_size=block_size)
+    scanner = program.Scanner(
+        make_rule(*rule), make_dates(dates), keep=True, block_bytes=block_size
+    )
     return scan_ranges(parts, scanner)
 
 
@@ -521,17 +531,18 @@ def scan_ranges(
     """
     parts = list(parts)
     bad = {}
-    with closing(program.Load()) as load:
+    with closing(program.Staging(scanner.dates)) as load:
         for _, batch in program.scan_in_turn(parts, scanner):
             for line, reason, record in batch.bad:
                 assert reason
                 bad[load.tally.lines + line] = record
             load.add(batch)
-        sizes = [(part.end or part.size) - part.start for part in parts]
-        assert load.tally.bytes == sum(sizes)
+        sizes = [part.end or part.size or 0 for part in parts]
+        starts = [part.start for part in parts]
+        assert load.tally.bytes == sum(sizes) - sum(starts)
         users = {}
         for day in load.days:
-            some = [user for chunk in load.users(day) for user in chunk]
+            some = [user for chunk in load.get_users(day) for user in chunk]
             assert some == sorted(set(some))
             users[day] = set(some)
         names = ("blank_lines", *program.TALLIES)

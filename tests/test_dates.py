@@ -16,6 +16,7 @@ from helpers import (
     date_count,
     event,
     lines,
+    make_dates,
     make_rule,
     noon,
     scan,
@@ -127,7 +128,7 @@ def test_any_time_in_any_zone(zone: str, some: list[Any]) -> None:
     dates = ("0001-01-01", "9999-12-31")
     data = lines(*(event(str(number), time) for number, time in enumerate(some)))
     part = Range("drawn", data=data, size=len(data))
-    scanner = Scanner(make_rule(*rule), dates, keep=True)
+    scanner = Scanner(make_rule(*rule), make_dates(dates), keep=True)
     assert scan_ranges([part], scanner) == oracle.read(data, rule, dates)
 
 

@@ -33,7 +33,15 @@ from helpers import (
     wait_for,
 )
 
-from load_active_users import BATCH, BLOCK, LiveLoader, arriving
+from load_active_users import (
+    BATCH_BYTES,
+    BLOCK_BYTES,
+    Intake,
+    Job,
+    LiveLoad,
+    Stopper,
+    receive,
+)
 
 MOMENTS = int(os.environ.get("MOMENTS", "4"))  # at which each test sends its signal
 LOCKED = (
@@ -239,15 +247,14 @@ def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
 def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> None:
     """Its last batch counts no bytes, and is loaded all the same."""
     other = lines({"x": "y" * 4000})
-    rows = other * (BATCH // len(other) + 100)
+    rows = other * (BATCH_BYTES // len(other) + 100)
     name = loader.file(gzip.compress(rows + lines(event("a")) + b"bad", 1), "a.gz")
     pipe = Live(
         loader, loader.command("--commit-every", 1000, "--max-bad-records", 1, name)
     )
-    what = "is not a JSON object, {...}: one event per line is expected"
     number = rows.count(b"\n") + 2
     status, out, said = pipe.end()
-    assert (status, said) == (0, f"{name}:{number}: {what}\n")
+    assert (status, said) == (0, f"{name}:{number}: {NOT_AN_OBJECT}\n")
     assert out.splitlines()[-1].startswith(f"{number} lines → 1 engagement event")
     assert pipe.users() == ["a"]
 
@@ -275,7 +282,7 @@ def test_a_descriptor_of_any_number(tmp_path: Path) -> None:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(1100):
             stack.enter_context(open(os.devnull))
-        found = arriving(str(tmp_path / "pipe"), [])
+        found = receive(str(tmp_path / "pipe"), Stopper())
         assert next(found).data == b""
         with open(tmp_path / "pipe", "wb") as writer:
             writer.write(b"a\n")
@@ -487,12 +494,13 @@ def test_after_a_signal_no_more_of_a_file_is_read(
     path = tmp_path / "blank.gz"
     path.write_bytes(gzip.compress((b" " * 1023 + b"\n") * (70 << 10), 1))
     rule = make_rule("UTC")
-    loader = LiveLoader((), "", rule, None, every=1)
-    taken = loader.taken([str(path), str(tmp_path / "missing")])
+    live = LiveLoad(Job((), "", rule), Intake(), every=1)
+    taken = live.take_batches([str(path), str(tmp_path / "missing")])
     next(taken)
-    loader.stopped.append(signal.SIGTERM)
+    live.job.stopper.signals.append(signal.SIGTERM)
     assert list(taken) == []
-    assert loader.load.tally.lines == -(-BATCH // BLOCK) * BLOCK // 1024
+    lines_of_batch = -(-BATCH_BYTES // BLOCK_BYTES) * BLOCK_BYTES // 1024
+    assert live.staging.tally.lines == lines_of_batch
     what = "may not have been read to its end; later sources not read: 1"
     assert capfd.readouterr() == ("", f"{path}: {what}\n")
 
@@ -501,26 +509,26 @@ def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its batches are taken, though the signal comes after the first."""
-    monkeypatch.setattr("load_active_users.BATCH", 1)
+    monkeypatch.setattr("load_active_users.BATCH_BYTES", 1)
     os.mkfifo(tmp_path / "pipe")
     rule = make_rule("UTC")
-    loader = LiveLoader((), "", rule, None, every=1)
-    taken = loader.taken([str(tmp_path / "pipe")])
+    live = LiveLoad(Job((), "", rule), Intake(), every=1)
+    taken = live.take_batches([str(tmp_path / "pipe")])
     next(taken)  # it is open
     with open(tmp_path / "pipe", "wb", buffering=0) as writer:
-        thread = threading.Thread(target=writer.write, args=(b" " * BLOCK,))
+        thread = threading.Thread(target=writer.write, args=(b" " * BLOCK_BYTES,))
         thread.start()
         while thread.is_alive():
             next(taken)
         next(taken)  # now the pipe is empty, and what is written comes as a whole
         writer.write(b"\n" + lines(event("a"), event("b")))
-        while not loader.load.tally.lines:
+        while not live.staging.tally.lines:
             next(taken)
-        loader.stopped.append(signal.SIGTERM)
-        assert loader.load.tally.lines == 1
+        live.job.stopper.signals.append(signal.SIGTERM)
+        assert live.staging.tally.lines == 1
         for _ in taken:
             pass
-    assert loader.load.tally.lines == 3
+    assert live.staging.tally.lines == 3
 
 
 @pytest.mark.parametrize("name", ["pipe", "-"])
@@ -583,7 +591,10 @@ def test_a_signal_commits_what_was_read(
     assert pipe.process.wait(30) == 0
     assert pipe.process.stdout
     out = pipe.process.stdout.read().decode()
-    assert out.splitlines() == ["date,active_user_count,added", "2019-12-30,1,1"]
+    assert out.splitlines() == [
+        "date,active_user_count,added,removed",
+        "2019-12-30,1,1,0",
+    ]
     left_out = "-: the last line had not ended: its 14 bytes were left out\n"
     assert (pipe.said(), pipe.users()) == (left_out, ["a"])
 
@@ -591,12 +602,12 @@ def test_a_signal_commits_what_was_read(
 def test_a_signal_that_comes_after_the_end_of_its_producer(tmp_path: Path) -> None:
     """What stops both stops one of them a moment earlier."""
     os.mkfifo(tmp_path / "pipe")
-    stopped: list[int] = []
-    found = arriving(str(tmp_path / "pipe"), stopped)
+    stopper = Stopper()
+    found = receive(str(tmp_path / "pipe"), stopper)
     next(found)  # it is open
     (tmp_path / "pipe").write_bytes(b"{}\n{")
     assert next(part.data for part in found if part.data) == b"{}\n"
-    threading.Timer(0.02, stopped.append, [signal.SIGTERM]).start()
+    threading.Timer(0.02, stopper.signals.append, [signal.SIGTERM]).start()
     assert [part.data for part in found] == [b""]
 
 

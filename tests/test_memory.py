@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers import NOON, NOT_AN_OBJECT, Loader, event, lines, make_rule
+from helpers import NOON, NOT_AN_OBJECT, Loader, event, lines, make_dates, make_rule
 from hypothesis import given
 from hypothesis import strategies as st
 
 import load_active_users
-from load_active_users import Load, Range, merged, to_json
+from load_active_users import Range, Run, Staging, encode_json, merge_runs
 
 # A process never shows less peak memory than its parent had: this one is small.
 MEASURE = """
@@ -81,9 +81,11 @@ def test_long_keys_are_not_remembered(loader: Loader) -> None:
 
 
 def test_what_a_rule_remembers_is_bounded() -> None:
-    rule = make_rule()
-    assert [rule.role_of(f"{number}_event") for number in range(70_000)] == [1] * 70_000
-    assert rule.role_of.cache_info().currsize == 65_536
+    matcher = load_active_users.matcher_for(make_rule())
+    assert [matcher.role_of(f"{number}_event") for number in range(70_000)] == [
+        1
+    ] * 70_000
+    assert matcher.role_of.cache_info().currsize == 65_536
 
 
 def test_very_many_dates(loader: Loader) -> None:
@@ -117,9 +119,10 @@ def test_many_users_are_staged_in_bounded_memory(loader: Loader) -> None:
 
 def test_a_load_holds_some_users_and_stages_the_rest() -> None:
     """It gives them back in order, each once."""
-    load, most = Load(), 0
+    dates = make_dates()
+    load, most = Staging(dates), 0
     rule = make_rule("UTC", min_msec=1, globs=("*",))
-    scan = load_active_users.Scanner(rule, ("2019-01-01", "2020-12-31"))
+    scan = load_active_users.Scanner(rule, dates)
     row = lines(event("USER", str(NOON)))
     for number in range(8):
         users = (b"%d-%0120d" % (number % 4, user) for user in range(18_000))
@@ -128,7 +131,7 @@ def test_a_load_holds_some_users_and_stages_the_rest() -> None:
             load.add(batch)
             most = max(most, load.size)
     assert load_active_users.SPILL_BYTES // 2 < most < 2 * load_active_users.SPILL_BYTES
-    found = [user for some in load.users("2019-12-30") for user in some]
+    found = [user for some in load.get_users("2019-12-30") for user in some]
     load.close()
     expected = {f"{n}-{user:0120}" for n in range(4) for user in range(18_000)}
     assert found == sorted(expected)
@@ -139,8 +142,9 @@ def test_merged_runs_are_in_order_and_hold_each_user_once(
     some: list[list[int]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("load_active_users.CHUNK", 4)
+        patch.setattr("load_active_users.CHUNK_USERS", 4)
         sets = [sorted({f"u{number:02}" for number in each}) for each in some]
-        found = list(merged(sorted((users[0], to_json(users)) for users in sets)))
+        runs = [Run("", users[0], encode_json(users)) for users in sets]
+        found = list(merge_runs(sorted(runs)))
     assert [user for users in found for user in users] == sorted(set().union(*sets))
     assert all(found)

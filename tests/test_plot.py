@@ -1,6 +1,5 @@
 """The picture: where everything is, what it says, and that cron can draw it too."""
 
-import io
 import itertools
 import sqlite3
 import stat
@@ -26,9 +25,9 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from load_active_users import PICTURES, Terms, drawn, week_averages
+from load_active_users import Rule, draw_figure, draw_picture, week_averages
 
-TERMS = ("US/Central", ("user_engagement",), 3000, ("*_event",))
+RULE = Rule()
 MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 FIRST = (date(2019, 12, 29) - date(1970, 1, 1)).days  # a Sunday
 NAN = float("nan")
@@ -42,19 +41,17 @@ def series(days: int, missing: tuple[int, ...] = (), first: str = "2019-12-29") 
     return [(str(start + timedelta(n)), 1000 + n * 37 % 1001) for n in numbers]
 
 
-def picture(rows: Rows, terms: Terms | None, suffix: str) -> bytes:
-    file = io.BytesIO()
-    drawn(rows, terms).savefig(file, format=suffix[1:], metadata=PICTURES[suffix])
-    return file.getvalue()
+def picture(rows: Rows, rule: Rule | None, suffix: str) -> bytes:
+    return draw_picture(dict(rows), rule, suffix)
 
 
 class Drawn:
     """What is in a figure, in its own coordinates: days since 1970-01-01 and users."""
 
-    def __init__(self, rows: Rows, terms: Terms = TERMS) -> None:
+    def __init__(self, rows: Rows, rule: Rule = RULE) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        self.figure = drawn(rows, terms)
+        self.figure = draw_figure(dict(rows), rule)
         FigureCanvasAgg(self.figure).draw()
         (self.axes,) = self.figure.axes
 
@@ -486,7 +483,9 @@ def test_a_full_disk_for_the_picture(loader: Loader, disk: Path, suffix: str) ->
     (disk / "other").write_bytes(bytes((1 << 20) - 4096))
     path = f"{disk}/x.{suffix}"
     what = "No space left on device; free some disk space and load again"
-    said = f"Error: {path}: what was loaded is loaded, but not drawn: {what}\n"
+    said = (
+        f"Error: {path}: the plot could not be drawn (any load is committed): {what}\n"
+    )
     assert loader.refuse("--plot", path) == said
     assert [file.name for file in disk.iterdir()] == ["other"]
 

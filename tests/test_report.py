@@ -22,7 +22,7 @@ from helpers import (
     readme_blocks,
 )
 
-from load_active_users import DateCount, Report, Tally, as_table
+from load_active_users import Changes, DateCount, Report, Tally, format_table
 
 
 def test_the_report_as_a_table(loader: Loader) -> None:
@@ -89,19 +89,21 @@ def test_an_encoding_without_bars(loader: Loader) -> None:
 
 
 def a_report(replace: bool, *counts: DateCount, **tally: int) -> Report:
-    return Report(replace, 1, Tally(**tally), {count.date: count for count in counts})
+    by_date = {count.date: count for count in counts}
+    tallies = Tally(**tally)
+    return Report(loads=1, tally=tallies, counts=by_date, shows_removed=replace)
 
 
 def plain_table(report: Report) -> list[str]:
-    return re.sub(r"\x1b\[\d*m", "", as_table(report)).splitlines()
+    return re.sub(r"\x1b\[\d*m", "", format_table(report)).splitlines()
 
 
 def test_bars_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     counts = [
-        DateCount("2020-01-01", 10**9, 0, 0, 3),
-        DateCount("2020-01-02", 1, 1, 0, 1),
-        DateCount("2020-01-03", 0, 0, 2, 0),
+        DateCount("2020-01-01", 10**9, Changes(0, 0, 3)),
+        DateCount("2020-01-02", 1, Changes(1, 0, 1)),
+        DateCount("2020-01-03", 0, Changes(0, 2, 0)),
     ]
     tallies = {"lines": 9, "engagement_events": 8, "active_events": 7}
     assert plain_table(a_report(False, *counts[:2], **tallies)) == [
@@ -136,7 +138,7 @@ SAID = {
 def test_the_line_of_tallies(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It shows as many of each as there are, and leaves out remarks on none."""
     monkeypatch.setenv("COLUMNS", "500")
-    counts = [DateCount("2020-01-01", 5, left_out=number)] * bool(number)
+    counts = [DateCount("2020-01-01", 5, Changes(left_out=number))] * bool(number)
     report = a_report(False, *counts, **dict.fromkeys(STEPS, number))
     assert plain_table(report)[-1] == SAID[number]
 

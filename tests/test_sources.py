@@ -29,7 +29,7 @@ from helpers import (
     zstd_compress,
 )
 
-from load_active_users import Refused, blocks
+from load_active_users import OpenRange, Unusable
 
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\x00\x00\x00size"
 
@@ -376,13 +376,13 @@ def test_a_file_that_is_cut_short_in_the_middle_of_a_range(tmp_path: Path) -> No
     path.write_bytes(lines(event()) * 100)
     size = path.stat().st_size
     with path.open("r+b") as file:
-        scanning = blocks(file, size, True, 1000)
+        scanning = OpenRange(file, size, file, True).read_blocks(1000)
         next(scanning)
         file.truncate(5000)
         why = (
             "^the file was cut short while it was read; load it again when it is whole"
         )
-        with pytest.raises(Refused, match=why):
+        with pytest.raises(Unusable, match=why):
             list(scanning)
 
 
@@ -391,7 +391,8 @@ def test_lines_that_are_appended_while_a_range_is_read(tmp_path: Path) -> None:
     path = tmp_path / "growing.jsons"
     path.write_bytes(b'{"a":1}\n{"b":')
     with path.open("r+b") as file:
-        scanning = blocks(file, path.stat().st_size, True, 8)
+        size = path.stat().st_size
+        scanning = OpenRange(file, size, file, True).read_blocks(8)
         found = [bytes(buffer[:length]) for buffer, length in [next(scanning)]]
         with path.open("ab") as other:
             other.write(b'2}\n{"c":3}\n' * 9)
