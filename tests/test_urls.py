@@ -416,7 +416,11 @@ DATABASES = [  # that are refused with a line that says what is expected
     "FILE:x.db",
     ":memory:",
 ]
-EXPECTED = f"Invalid value for '--db': {load_active_users.DB_EXPECTED}"
+EXPECTED = (
+    "Invalid value for '--db': expected the path of an SQLite file, or a postgresql:// "
+    "URL (USER@HOST:PORT/DATABASE, special characters percent-encoded); "
+    "a password is best kept in ~/.pgpass or PGPASSWORD"
+)
 
 
 @pytest.mark.parametrize("db", DATABASES)
