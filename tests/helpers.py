@@ -184,7 +184,9 @@ class Process(subprocess.Popen[bytes]):
 def environment(env: dict[str, str] | None = None) -> dict[str, str]:
     """Return this environment without settings of the loader, and with some of a
     test."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("LOAD_ACTIVE_")}
+    ours = {
+        k: v for k, v in os.environ.items() if not k.startswith("LOAD_ACTIVE_USERS_")
+    }
     return {**ours, **(env or {})}
 
 

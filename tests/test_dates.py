@@ -16,18 +16,13 @@ from helpers import (
     date_count,
     event,
     lines,
-    make_dates,
-    make_rule,
     noon,
     scan,
-    scan_ranges,
     today,
     usec,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from load_active_users import Range, Scanner
 
 CENTRAL, INDIA, SYDNEY = "US/Central", "Asia/Kolkata", "Australia/Sydney"
 LORD_HOWE = "Australia/Lord_Howe"
@@ -123,13 +118,15 @@ any_times |= st.integers(2_100_000_000_000_000, 2_200_000_000_000_000)  # about 
 @pytest.mark.parametrize("zone", ZONES)
 @settings(max_examples=150)
 @given(st.lists(any_times | any_times.map(str), max_size=12))
-def test_any_time_in_any_zone(zone: str, some: list[Any]) -> None:
+def test_any_time_in_any_zone(
+    tmp_path_factory: pytest.TempPathFactory, zone: str, some: list[Any]
+) -> None:
     rule = oracle.Rule(zone)
     dates = ("0001-01-01", "9999-12-31")
     data = lines(*(event(str(number), time) for number, time in enumerate(some)))
-    part = Range("drawn", data=data, size=len(data))
-    scanner = Scanner(make_rule(*rule), make_dates(dates), keep=True)
-    assert scan_ranges([part], scanner) == oracle.read(data, rule, dates)
+    path = tmp_path_factory.getbasetemp() / "times.jsons"
+    path.write_bytes(data)
+    assert scan(path, [], 10**5, rule, dates) == oracle.read(data, rule, dates)
 
 
 CLOCK_CHANGES = {  # about which instants, in seconds

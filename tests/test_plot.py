@@ -266,7 +266,7 @@ def test_week_averages(some: dict[int, int]) -> None:
 
 
 def test_what_a_picture_says() -> None:
-    said = picture_texts(picture(series(3), TERMS, ".svg"))
+    said = picture_texts(picture(series(3), RULE, ".svg"))
     assert "Active users per day" in said
     rule = "US/Central dates · user_engagement of at least 3000 ms · *_event"
     assert f"{rule} · 2019-12-29 to 2019-12-31" in said
@@ -307,7 +307,7 @@ def test_a_picture_of_no_dates() -> None:
         "Active users per day",
         "no dates yet",
     ]
-    assert picture_texts(picture([], TERMS, ".svg")) == [
+    assert picture_texts(picture([], RULE, ".svg")) == [
         "Active users per day",
         "no dates yet",
     ]
@@ -323,12 +323,12 @@ def test_a_picture_without_a_known_rule() -> None:
 @pytest.mark.parametrize("days", [3, 40])
 def test_a_picture_is_a_function_of_the_table(days: int, suffix: str) -> None:
     """The same rows give the same bytes, on any day."""
-    first = picture(series(days), TERMS, suffix)
+    first = picture(series(days), RULE, suffix)
     assert first.startswith(MAGIC[suffix])
-    assert first == picture(series(days), TERMS, suffix)
+    assert first == picture(series(days), RULE, suffix)
     assert b"Date>" not in first
     assert b"CreationDate" not in first
-    assert first != picture(series(days, first="2019-12-28"), TERMS, suffix)
+    assert first != picture(series(days, first="2019-12-28"), RULE, suffix)
 
 
 STRANGE_TABLES: dict[str, Rows] = {
@@ -598,7 +598,7 @@ def test_settings_that_were_made_before() -> None:
     import matplotlib
 
     rows = series(3)
-    expected = picture(rows, TERMS, ".png")
+    expected = picture(rows, RULE, ".png")
     settings: Any = {"figure.facecolor": "red", "font.size": 20, "savefig.dpi": 50}
     with matplotlib.rc_context(settings):
-        assert picture(rows, TERMS, ".png") == expected
+        assert picture(rows, RULE, ".png") == expected

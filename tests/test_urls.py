@@ -417,7 +417,11 @@ DATABASES = [  # that are refused with a line that says what is expected
     "FILE:x.db",
     ":memory:",
 ]
-EXPECTED = f"Invalid value for '--db': {load_active_users.TARGET_EXPECTED}"
+EXPECTED = (
+    "Invalid value for '--db': expected the path of an SQLite file, or "
+    "postgresql://USER@HOST:PORT/DATABASE with special characters percent-encoded; "
+    "a password is best kept in ~/.pgpass"
+)
 
 
 @pytest.mark.parametrize("db", DATABASES)
