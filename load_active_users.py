@@ -416,9 +416,8 @@ class Matcher:
         day = self.find_date(
             parse_integer(event.get("event_timestamp"), "event_timestamp")
         )
-        is_valuable = any(
-            self.role_of(key) in (VALUABLE, VALUABLE_TIME) for key in keys
-        )
+        roles = set(map(self.find_role, keys))  # not memoized: the keys may be long
+        is_valuable = bool(roles & {VALUABLE, VALUABLE_TIME})
         is_engaged = any(msec >= rule.min_engagement_msec for msec in msecs)
         return Findings(1, {day: [user]} if is_valuable and is_engaged else {})
 
@@ -966,21 +965,50 @@ def find_file_system(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
-    if re.search("https?://", url):
+    if re.search("(https?|gc?s)://", url):
         with contextlib.suppress(ImportError):  # fsspec says what is missing
-            from aiohttp import ClientTimeout
-
-            session = {
-                # A download may last long, but not for minutes without a byte.
-                "timeout": ClientTimeout(total=None, sock_connect=60, sock_read=300),
-                "trust_env": True,  # the proxies of the environment, and ~/.netrc
-                # Compressed pages come as they are stored, and with their length.
-                "headers": {"Accept-Encoding": "identity"},
-                "auto_decompress": False,
-            }
-            fsspec.config.conf.setdefault("http", {"client_kwargs": session})
+            configure_sessions(fsspec.config.conf)
     system, path = fsspec.core.url_to_fs(url)
     return system, path
+
+
+def configure_sessions(settings: dict[str, Any]) -> None:
+    """Set how fsspec talks to web servers and to Google, unless the user has set it.
+
+    Compressed content comes as it is stored: only then do lengths and ranges fit.
+    """
+    from urllib.request import getproxies
+
+    from aiohttp import ClientTimeout, TraceConfig
+
+    as_stored = TraceConfig()
+    as_stored.on_request_start.append(accept_stored_object)
+    session = {
+        "headers": {"Accept-Encoding": "identity"},
+        "auto_decompress": False,  # if a server compresses even so
+        "trace_configs": [as_stored],
+    }
+    web = {
+        **session,
+        # A download may last long, but not for minutes without a byte.
+        "timeout": ClientTimeout(total=None, sock_connect=60, sock_read=300),
+        "trust_env": True,  # the proxies of the environment, and ~/.netrc
+    }
+    # aiohttp refuses to send Google's token if ~/.netrc has a default password.
+    google = {**session, "trust_env": bool(getproxies())}
+    settings.setdefault("http", {}).setdefault("client_kwargs", web)
+    settings.setdefault("gs", {}).setdefault("session_kwargs", google)
+
+
+async def accept_stored_object(_session: Any, _context: Any, request: Any) -> None:
+    """Accept gzip for the content of an object in Google Cloud Storage.
+
+    Google decompresses an object of content encoding gzip for a client that does not
+    accept it, and sends all of it, whatever range was asked for. Metadata must not
+    come compressed. https://cloud.google.com/storage/docs/transcoding
+    """
+    if request.url.query.get("alt") == "media":
+        request.headers["Accept-Encoding"] = "gzip"
 
 
 def expand_wildcards(source: str) -> list[str]:
@@ -1232,10 +1260,10 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
         def send(range_: Range) -> Any:
             """Send a range to the worker with the least work; return its connection.
 
-            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here, so at
-            least one worker has room.
+            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here. A worker
+            may get one more than its part of them, so that there is a choice.
             """
-            free = [one for one in connections if queued[one] < QUEUE_PER_WORKER]
+            free = [one for one in connections if queued[one] <= QUEUE_PER_WORKER]
             connection = min(free, key=assigned.__getitem__)
             assigned[connection] += range_.work
             queued[connection] += 1
@@ -2822,6 +2850,7 @@ TRANSIENT_CODES = (
 TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
+GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # variable; zonal buckets need "true"
 URL_START = r"[A-Za-z][\w+.-]*:/+"  # also if a slash is missing
 PLAIN_MODULES = ("sqlite3", "psycopg", __name__)  # whose messages need no class name
 NULL_CONTEXT = contextlib.nullcontext()
@@ -2874,6 +2903,8 @@ def describe_error(error: Any, about_name: str = "") -> str:
     is_plain = isinstance(error, OSError) or kind.__module__.startswith(PLAIN_MODULES)
     if isinstance(error, FileNotFoundError):
         text = os.strerror(errno.ENOENT)
+    elif kind.__name__ == "ClientResponseError":  # of aiohttp
+        text = f"the server answered {error.status} {error.message}"
     elif kind.__name__ in DAMAGED:
         text = (
             f"the compressed data is damaged or cut off ({text}); fetch the file again"
@@ -2982,14 +3013,17 @@ def hide_secrets(text: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def silence_libraries() -> Iterator[None]:
+def tame_libraries() -> Iterator[None]:
     """Keep the logs and warnings of libraries off standard error, which cron mails.
 
-    What matters in them comes as an exception too.
+    What matters in them comes as an exception too. And keep gcsfs from gRPC, by which
+    it asks for the type of a bucket: after that, processes that are forked hang.
     """
     import logging
 
     before = logging.root.manager.disable
+    had_variable = GCSFS_GRPC in os.environ
+    os.environ.setdefault(GCSFS_GRPC, "false")
     logging.disable()
     try:
         with warnings.catch_warnings():
@@ -2997,6 +3031,8 @@ def silence_libraries() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        if not had_variable:
+            del os.environ[GCSFS_GRPC]
 
 
 # -- Stopping --------------------------------------------------------------------------
@@ -3006,6 +3042,7 @@ def silence_libraries() -> Iterator[None]:
 # commits, and ends with 0.
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SECONDS = 3.0  # to write the last message
 ROLLED_BACK = "uncommitted changes were rolled back"
 MAYBE_COMMITTED = "the load was being committed, and may be committed"
 COMMITTED = "the load is committed, but its report or picture is not complete"
@@ -3032,7 +3069,6 @@ class Stopper:
         self.tolerated = 0  # so many signals are only recorded
         self.outcome = ROLLED_BACK  # what becomes of the load if a signal comes now
         self.is_idle = False  # a live load has read nothing: a signal ends it with 0
-        self.is_ending = False
 
     @contextlib.contextmanager
     def handle_signals(self, numbers: Iterable[int]) -> Iterator[None]:
@@ -3042,19 +3078,17 @@ class Stopper:
             yield
             self.check()
         except Stopped as stopped:
-            self.is_ending = True
-            if sys.stderr.isatty():
-                click.echo(err=True)  # after the "^C" of the terminal
             word = "Interrupted" if stopped.number == signal.SIGINT else "Terminated"
-            say(f"{word}: {self.outcome}")
+            start = "\n" if sys.stderr.isatty() else ""  # after the "^C" on a terminal
+            # Standard error may be a pipe that nobody reads.
+            with contextlib.suppress(TimeoutError), time_limit(STOP_SECONDS):
+                click.echo(f"{start}{word}: {self.outcome}", err=True)
             raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def handle(self, number: int, frame: object) -> None:
-        if self.is_ending:
-            os._exit(128 + number)  # the message blocks if nobody reads standard error
         self.signals.append(number)
         if len(self.signals) == self.tolerated + 1:  # any later one changes nothing
             self.check()
@@ -3131,7 +3165,7 @@ TARGET_EXPECTED = (
     "special characters percent-encoded; a password is best kept in ~/.pgpass"
 )
 # These are not file names: a URL, a URL without its scheme, and libpq's key=value.
-NOT_A_PATH = r"://|:.*@|\b(host|hostaddr|port|dbname|user|password|service)\s*="
+NOT_A_PATH = r"^:|^[A-Za-z][\w+.-]+:|://|:.*@|\b(host|hostaddr|port|dbname|user|password|service)\s*="
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -3268,19 +3302,22 @@ def check_files(sources: list[str], outputs: dict[str, str | None]) -> None:
                 refuse(f"{name} and {other} are the same file: {output!r}")
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, may_be_pipe: bool) -> None:
     """Raise LoadError if a file can't be written, before a long load begins."""
     directory = os.path.dirname(os.path.realpath(path))
-    place = path if os.path.exists(path) else directory
+    is_file = os.path.isfile(path) or not os.path.exists(path)
     with about(path):
         if not os.path.isdir(directory):
             raise Unusable(f"there is no directory {directory}; create it first")
         if os.path.isdir(path):
             raise Unusable("is a directory; name a file")
-        if not os.access(place, os.W_OK):
-            raise Unusable(
-                f"{place} can't be written; make it writable, or choose another"
-            )
+        if not (is_file or may_be_pipe):  # a picture would take its place
+            raise Unusable("is not a regular file; name another")
+        for place in (path, directory) if is_file else (path,):
+            if os.path.exists(place) and not os.access(place, os.W_OK):
+                raise Unusable(
+                    f"{place} can't be written; make it writable, or choose another"
+                )
 
 
 def check_database(job: Job, may_wait: bool) -> None:
@@ -3572,13 +3609,13 @@ def main(
         stack.enter_context(job.stopper.handle_signals(list_signals(is_live)))
         check_options(job, incremental, plot, cluster, commit_every)
         if plot or cluster or any(map(is_url, (db, *events))):
-            stack.enter_context(silence_libraries())
+            stack.enter_context(tame_libraries())
         sources = [source for event in events for source in expand_wildcards(event)]
         check_files(sources, {"--db": db, "--rejects": rejects, "--plot": plot})
         if not dry_run:
             database = db if events and not is_postgres(db) else None
             for path in filter(None, (rejects, plot, database)):
-                check_writable(path)
+                check_writable(path, may_be_pipe=path == rejects)
         if events:
             check_database(job, may_wait=is_live)
             file = None

@@ -1,20 +1,19 @@
 """Time the loader against other ways to count the same active users.
 
-Whole processes run in turn.
-
     python tests/benchmark.py --only dense --only startup
 
-The inputs are made from the sample in data/, 2.4 KB of disk for each of --events (the
-cluster reads them four times) and 360 bytes for each of --dense-events and of up to 15
-times --growth-events. They are read from the page cache, so they should fit there.
-Contenders have to agree on every date, or the exit status is 1.
+Contenders are whole processes and run in turn. Those that print counts have to agree
+on every date, or the exit status is 1.
 
-CPU is user and system time of all processes, on a cluster those of its scheduler and
-workers too, but with PostgreSQL those of the loader alone. The peak memory is that of
-the largest process.
+The inputs are made in TMPDIR and read from the page cache. Both should have room for
+2.4 KB for each of --events, and for 15 times 360 bytes for each of --growth-events.
+
+CPU is user and system time of all processes; PostgreSQL's own is not in it. The peak
+memory is that of the largest process.
 """
 
 import contextlib
+import functools
 import gzip
 import importlib.util
 import itertools
@@ -24,22 +23,28 @@ import platform
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+LOADER = ROOT / "load_active_users.py"
 SAMPLE = ROOT / "data" / "bq-results-sample-data.jsons"
-PARTS = ["plain", "gzip", "dense", "startup", "cluster", "postgres", "growth"]
 HAS_DUCKDB = importlib.util.find_spec("duckdb") is not None
 CORES = len(os.sched_getaffinity(0))
-DAYS, EVENTS_PER_USER, SHARDS = 30, 4, 16
+EVENTS_PER_USER, SHARDS = 4, 16
+NIGHTS = 60  # each has its own day
+SMALL_FILES = 10_000
+TREND_DATES, DATES_PER_USER = 100, 25
+NOTES: list[str] = []  # below the table
 ACTIVE_USERS = r"""
     SELECT DISTINCT
         timezone('US/Central', make_timestamptz(event_timestamp))::DATE AS date,
@@ -89,13 +94,20 @@ seconds, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 print(seconds, cpu, usage.ru_maxrss * 1024, status, file=open(sys.argv[1], "w"))
 """
 
+TREND = """
+import sqlite3, sys
+for row in sqlite3.connect(sys.argv[1]).execute("SELECT * FROM active_user_trend"):
+    print(*row, sep=",")
+"""
+
 PARAMETERS = (
     '{"key":"firebase_screen_class","value":{"string_value":"MainActivity"}}',
     '{"key":"engaged_session_event","value":{"int_value":"1"}}',
     '{"key":"engagement_time_msec","value":{"int_value":"%d"}}',
 )
 DENSE = f"""{{"event_date":"20200101","event_timestamp":"%d",\
-"event_name":"user_engagement","event_params":[{",".join(PARAMETERS)}],"user_pseudo_id":"%032x"}}\n"""
+"event_name":"user_engagement","event_params":[{",".join(PARAMETERS)}],\
+"user_pseudo_id":"%032x"}}\n"""
 
 
 class Input(NamedTuple):
@@ -106,187 +118,216 @@ class Input(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A command, and what is done before it. Some do not count active users by date.
-    processes are those that work for it besides its own."""
-
     name: str
     command: list[str]
-    before: Callable[[], object] = lambda: None
-    counts: bool = True
-    processes: tuple[int, ...] = ()
+    before: Callable[[], object] = lambda: None  # is not timed
+    prints_all: bool = True  # all dates, with their active users
 
 
 class Timing(NamedTuple):
-    """Of a run: seconds of wall time and of CPU, bytes of peak memory, active users by
-    date."""
+    """What one run took."""
 
     seconds: float
-    cpu: float
-    peak_memory: float
-    counts: dict[str, int]
+    cpu: float  # seconds
+    peak_memory: float  # bytes
+    counts: dict[str, int]  # active users by date, as printed
 
 
-def write(path: Path, lines: list[bytes], plan: list[tuple[int, int]]) -> None:
-    """Write repetitions of some lines, each with the mask that turns their users into
-    others and the days to shift them by. A single formatting makes all lines of a
-    repetition, quickly."""
+# -- Inputs
+
+
+class Repetition(NamedTuple):
+    """How the users and dates of the sample become others."""
+
+    mask: int  # to XOR with the users
+    days: int  # to add to the timestamps
+
+
+def write_repetitions(path: Path, repetitions: list[Repetition]) -> None:
+    """Write repetitions of the sample, unless the file is there already.
+
+    A single formatting makes all lines of a repetition, quickly.
+    """
     if path.exists():
         return
-    text = b"".join(lines)
+    text = SAMPLE.read_bytes()
     field = rb'("event_timestamp":")(\d{16})(".*"user_pseudo_id":")([0-9a-f]{32})'
     fields = [(int(match[2]), int(match[4], 16)) for match in re.finditer(field, text)]
     template = re.sub(field, rb"\1%d\3%032x", text.replace(b"%", b"%%"))
-    unfinished = path.with_name(path.name + ".unfinished")
-    with (
-        gzip.open(unfinished, "wb", 6)
-        if path.suffix == ".gz"
-        else unfinished.open("wb") as file
-    ):
-        for mask, days in plan:
+    is_gzip = path.suffix == ".gz"
+    with gzip.open(path, "wb", 6) if is_gzip else path.open("wb") as file:
+        for mask, days in repetitions:
             shift = days * 86_400 * 10**6
             pairs = ((usec + shift, user ^ mask) for usec, user in fields)
             file.write(template % tuple(itertools.chain.from_iterable(pairs)))
-    unfinished.rename(path)
 
 
-def make(name: str, events: int, path: Path) -> Input:
-    """Make an input of whole repetitions of the sample, its files in parallel."""
-    lines = SAMPLE.read_bytes().splitlines(keepends=True)
-    count = -(-events // len(lines))
-    shards, rng = min(SHARDS, count) if "*" in path.name else 1, random.Random(0)
-    masks = [rng.getrandbits(128) for _ in range(max(count // EVENTS_PER_USER, 1))]
-    plan = [(rng.choice(masks), rng.randrange(DAYS)) for _ in range(count)]
-    paths = [
-        path.with_name(path.name.replace("*", f"{shard:02}")) for shard in range(shards)
-    ]
-    parts = [(path, lines, plan[shard::shards]) for shard, path in enumerate(paths)]
+def make(name: str, events: int, path: Path, shards: int = 1) -> Input:
+    """Make an input of whole repetitions of the sample, its shards in parallel.
+
+    They are dealt in turn to the shards, and to NIGHTS days: as many shards as days
+    have a day each.
+    """
+    text = SAMPLE.read_bytes()
+    lines = text.count(b"\n")
+    number = max(-(-events // lines), shards)
+    rng = random.Random(0)
+    masks = [rng.getrandbits(128) for _ in range(max(number // EVENTS_PER_USER, 1))]
+    repetitions = [Repetition(rng.choice(masks), i % NIGHTS) for i in range(number)]
+    paths = [path.with_name(path.name.replace("*", f"{i:02}")) for i in range(shards)]
+    dealt = [repetitions[shard::shards] for shard in range(shards)]
     with multiprocessing.Pool(min(CORES, shards)) as pool:
-        pool.starmap(write, parts, chunksize=1)
-    events, size = count * len(lines), count * sum(map(len, lines))
-    return Input(
-        f"{name} {events:,} events, {size / 1e9:.3g} GB", [str(path) for path in paths]
-    )
+        pool.starmap(write_repetitions, zip(paths, dealt, strict=True), chunksize=1)
+    size = f"{number * lines:,} events, {number * len(text) / 1e9:.3g} GB"
+    return Input(f"{name} {size}", [str(path) for path in paths])
 
 
 def make_dense(options: Namespace, events: int, seed: int = 0) -> Input:
     """Make an input of short lines, all active events of new users on four dates."""
     path, rng = options.dir / f"dense-{events}-{seed}.jsons", random.Random(seed)
     if not path.exists():
-        unfinished = path.with_name(path.name + ".unfinished")
-        with unfinished.open("w") as file:
+        with path.open("w") as file:
             for number in range(events):
-                usec = (
-                    1_577_880_000 + rng.randrange(4 * 86_400)
-                ) * 10**6 + number % 10**6
-                file.write(
-                    DENSE % (usec, rng.randrange(3000, 90_000), rng.getrandbits(128))
-                )
-        unfinished.rename(path)
-    return Input(
-        f"dense: {events:,} events, {path.stat().st_size / 1e9:.3g} GB", [str(path)]
-    )
+                second = 1_577_880_000 + rng.randrange(4 * 86_400)
+                usec = second * 10**6 + number % 10**6
+                msec = rng.randrange(3000, 90_000)
+                file.write(DENSE % (usec, msec, rng.getrandbits(128)))
+    size = path.stat().st_size / 1e9
+    return Input(f"dense: {events:,} events, {size:.3g} GB", [str(path)])
 
 
-def cpu_time(processes: tuple[int, ...]) -> float:
-    """The CPU time in seconds that some running processes have taken."""
-    stats = [
-        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        for pid in processes
-    ]
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf(
-        "SC_CLK_TCK"
-    )
+def make_database(path: Path, user_days: int) -> None:
+    """Make an SQLite database of users who each come on DATES_PER_USER random dates."""
+    rng, count = random.Random(0), user_days // TREND_DATES
+    number = user_days // DATES_PER_USER
+    users = sorted(f"{rng.getrandbits(128):032x}" for _ in range(number))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA page_size = 16384")  # as the loader has it
+        db.executescript((ROOT / "schema.sql").read_text())
+        for days in range(TREND_DATES):
+            day = str(date(2020, 1, 1) + timedelta(days))
+            active = ((day, users[i]) for i in sorted(rng.sample(range(number), count)))
+            db.executemany("INSERT INTO active_user VALUES (?, ?)", active)
+            db.execute("INSERT INTO active_user_table VALUES (?, ?)", [day, count])
+        db.commit()
+
+
+# -- Runs
 
 
 def run(contender: Contender, work: Path) -> Timing:
     """Run a command."""
     contender.before()
     usage, output = work / "benchmark.usage", work / "benchmark.output"
-    before = cpu_time(contender.processes)
     with output.open("wb") as file:
         command = [sys.executable, "-ISc", LAUNCHER, str(usage), *contender.command]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, check=True)
     seconds, cpu, peak_memory, exit_status = map(float, usage.read_text().split())
-    cpu += cpu_time(contender.processes) - before
     if exit_status:
         sys.exit(f"{contender.name} failed")
     rows = re.findall(r"(\d{4}-\d\d-\d\d),(\d+)(?=[,\n])", output.read_text())
     return Timing(seconds, cpu, peak_memory, {date: int(count) for date, count in rows})
 
 
-def compete(options: Namespace, source: Input, group: list[Contender]) -> None:
-    """Run contenders in turn, after an untimed round that warms the page cache; check
-    that they agree; print the rows, with ratios to the first."""
+def check_counts(
+    contender: Contender, counts: dict[str, int], expected: dict[str, int]
+) -> None:
+    """Exit if a contender prints other counts than the first, or lacks some."""
+    wrong = counts.items() - expected.items()
+    if contender.prints_all:
+        wrong |= expected.items() - counts.items()
+    if wrong:
+        sys.exit(f"{contender.name} disagrees on {sorted(dict(wrong))}")
+    if contender.prints_all and not counts:
+        sys.exit(f"{contender.name} prints no date")
+
+
+def compete(options: Namespace, source: Input, group: list[Contender]) -> list[float]:
+    """Run contenders in turn; print a row for each, with its ratio to the first.
+
+    An untimed round warms the page cache. Return the CPU seconds of each.
+    """
     if not HAS_DUCKDB:
-        group = [
-            contender for contender in group if not contender.name.startswith("DuckDB")
-        ]
+        group = [one for one in group if not one.name.startswith("DuckDB")]
     runs: list[list[Timing]] = [[] for _ in group]
     for number in range(options.rounds + 1):
         print(f"{source.name}: round {number} of {options.rounds}", file=sys.stderr)
-        for contender, timed in zip(group, runs, strict=True):
-            timed.append(run(contender, options.dir))
-            counts, expected = timed[-1].counts, runs[0][0].counts
-            if contender.counts and (counts != expected or not counts):
-                dates = sorted(dict(counts.items() ^ expected.items()))
-                what = f"disagrees on {dates or 'any date'}"
-                sys.exit(f"{source.name}: {contender.name} {what}")
-    base = 0.0
-    for contender, timed in zip(group, runs, strict=True):
-        seconds = median(timing.seconds for timing in timed[1:])
-        cpu = median(timing.cpu for timing in timed[1:])
-        peak = max(timing.peak_memory for timing in timed)
-        base = base or seconds
-        memory = (
-            "< 12" if peak < 12e6 else f"{peak / 1e6:.0f}"
-        )  # as much as the launcher
-        row = (
-            source.name,
-            contender.name,
-            f"{seconds:.3g}",
-            f"{cpu:.3g}",
-            f"{seconds / base:.2f}",
-        )
-        print("|", " | ".join((*row, memory)), "|", flush=True)
+        for contender, timings in zip(group, runs, strict=True):
+            timings.append(run(contender, options.dir))
+            check_counts(contender, timings[-1].counts, runs[0][0].counts)
+    timed = [timings[1:] for timings in runs]
+    seconds = [median(timing.seconds for timing in timings) for timings in timed]
+    cpu = [median(timing.cpu for timing in timings) for timings in timed]
+    peaks = [max(timing.peak_memory for timing in timings) for timings in timed]
+    for i, contender in enumerate(group):
+        times = f"{seconds[i]:.3g} | {cpu[i]:.3g} | {seconds[i] / seconds[0]:.2f}"
+        # A smaller peak is that of the launcher.
+        peak = f"{peaks[i] / 1e6:.0f}" if peaks[i] >= 12e6 else "< 12"
+        print(f"| {source.name} | {contender.name} | {times} | {peak} |", flush=True)
+    return cpu
 
 
-def loads(name: str, command: list[str], path: Path, *more: str) -> Contender:
-    """A contender that loads into a database that is not there before."""
-    before = lambda: path.unlink(missing_ok=True)  # noqa: E731
-    return Contender(name, [sys.executable, *command, str(path), *more], before)
+# -- Contenders
 
 
 def loader(
     options: Namespace, source: Input, *arguments: str, db: str = "first.db"
 ) -> Contender:
-    command = [str(ROOT / "load_active_users.py"), "--format", "csv", "--db"]
-    name = " ".join(("this loader", *arguments))
-    return loads(name, command, options.dir / db, *arguments, *source.files)
+    """Return a first load by this loader."""
+    path = options.dir / db
+    command = [sys.executable, str(LOADER), "--format", "csv", "--db", str(path)]
+    return Contender(
+        " ".join(("this loader", *arguments)),
+        [*command, *arguments, *source.files],
+        functools.partial(path.unlink, missing_ok=True),
+    )
 
 
 def duckdb(options: Namespace, source: Input) -> Contender:
-    command = ["-c", DUCKDB_KEEPS]
-    return loads(
-        "DuckDB, keeping users", command, options.dir / "first.duckdb", *source.files
+    """Return a first load by DuckDB."""
+    path = options.dir / "first.duckdb"
+    return Contender(
+        "DuckDB, keeping users",
+        [sys.executable, "-c", DUCKDB_KEEPS, str(path), *source.files],
+        functools.partial(path.unlink, missing_ok=True),
     )
 
 
 def forgetful_duckdb(source: Input) -> Contender:
-    return Contender(
-        "DuckDB, keeping nobody", [sys.executable, "-c", DUCKDB_COUNTS, *source.files]
-    )
+    command = [sys.executable, "-c", DUCKDB_COUNTS, *source.files]
+    return Contender("DuckDB, keeping nobody", command)
+
+
+def later(contender: Contender, name: str) -> Contender:
+    """Return the same load into what the contender before it has left."""
+    return contender._replace(name=name, before=lambda: None)
 
 
 def first_and_again(contender: Contender) -> list[Contender]:
-    """A first load, and then the same once more."""
-    again = contender._replace(name=f"{contender.name}, again", before=lambda: None)
-    return [contender._replace(name=f"{contender.name}, first"), again]
+    """Return a first load, and then the same once more."""
+    first = contender._replace(name=f"{contender.name}, first")
+    return [first, later(contender, f"{contender.name}, again")]
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database to the disk, so that no later commit waits for the copy."""
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+# -- Parts
+
+
+def note_size(database: str, size: int, user_days: int) -> None:
+    each = f"{size / user_days:.0f} bytes per user-day"
+    NOTES.append(f"active_user takes {each} in {database}, of {user_days:,}.")
 
 
 def benchmark_plain(options: Namespace) -> None:
     path = options.dir / f"plain-{options.events}.jsons"
     source = make("plain:", options.events, path)
-    floor = Contender("`wc -l`, the floor", ["wc", "-l", str(path)], counts=False)
+    floor = Contender("`wc -l`, the floor", ["wc", "-l", str(path)], prints_all=False)
     group = [loader(options, source), loader(options, source, "--workers=1")]
     group += [forgetful_duckdb(source), duckdb(options, source), floor]
     compete(options, source, group)
@@ -294,50 +335,64 @@ def benchmark_plain(options: Namespace) -> None:
 
 def benchmark_gzip(options: Namespace) -> None:
     path = options.dir / f"gzip-{options.gzip_events}-*.jsons.gz"
-    source = make(f"gzip, {SHARDS} shards:", options.gzip_events, path)
+    source = make(f"gzip, {SHARDS} shards:", options.gzip_events, path, SHARDS)
     compete(options, source, [loader(options, source), forgetful_duckdb(source)])
 
 
 def benchmark_dense(options: Namespace) -> None:
     source = make_dense(options, options.dense_events)
-    group = first_and_again(loader(options, source)) + first_and_again(
-        duckdb(options, source)
-    )
+    group = first_and_again(loader(options, source))
+    group += first_and_again(duckdb(options, source))
     compete(options, source, [*group, forgetful_duckdb(source)])
+
+
+def benchmark_nightly(options: Namespace) -> None:
+    """Load the shards of all nights, with one that is new, or none, or all again."""
+    path = options.dir / "nightly-*.jsons.gz"
+    name = f"nightly, {NIGHTS} shards:"
+    source = make(name, options.nightly_events, path, NIGHTS)
+    old = source._replace(files=source.files[:-1])
+    run(loader(options, old, db="old.db"), options.dir)
+    databases = (options.dir / "old.db", options.dir / "first.db")
+    copy = functools.partial(copy_database, *databases)
+    first = loader(options, source)
+    incremental = loader(options, source, "--incremental")._replace(prints_all=False)
+    name = "this loader, --incremental, the next night (1 new shard)"
+    group = [
+        first._replace(name="this loader, first night"),
+        incremental._replace(name=name, before=copy),
+        later(incremental, "this loader, --incremental, nothing new"),
+        later(first, "this loader, all again without --incremental"),
+        *first_and_again(duckdb(options, source)),
+    ]
+    compete(options, source, group)
+
+
+def benchmark_files(options: Namespace) -> None:
+    """Skip many small files. The sample tells how much of that is the start."""
+    lines = itertools.cycle(SAMPLE.read_bytes().splitlines(keepends=True))
+    files = [options.dir / f"{number:05}.jsons" for number in range(SMALL_FILES)]
+    for file in files:
+        file.write_bytes(next(lines))
+    source = Input(f"{SMALL_FILES:,} files of one line", list(map(str, files)))
+    run(loader(options, source, db="small.db"), options.dir)
+    skip = loader(options, source, "--incremental", db="small.db")
+    skip = later(skip, "this loader, --incremental, unchanged")
+    start = loader(options, Input("the sample", [str(SAMPLE)]))
+    start = start._replace(name="this loader, the sample instead")
+    compete(options, source, [start, skip._replace(prints_all=False)])
 
 
 def benchmark_startup(options: Namespace) -> None:
     imports = "import click, dateutil.tz, sqlite3"
-    bare = Contender(f"`{imports}`", [sys.executable, "-c", imports], counts=False)
+    command = [sys.executable, "-c", imports]
+    bare = Contender(f"`{imports}`", command, prints_all=False)
     source = Input("start-up: the sample", [str(SAMPLE)])
     compete(options, source, [loader(options, source), bare])
 
 
-def benchmark_cluster(options: Namespace) -> None:
-    """Two workers of a cluster on this machine against two local ones."""
-    from servers import Cluster
-
-    source = make(
-        "plain:", options.events, options.dir / f"plain-{options.events}.jsons"
-    )
-    source = Input(f"4 x {source.name}", 4 * source.files)
-    with tempfile.TemporaryDirectory() as directory:
-        cluster = Cluster(Path(directory))
-        try:
-            cluster.workers(2)
-            remote = loader(options, source, "--cluster", cluster.address)
-            processes = tuple(process.pid for process in cluster.processes)
-            remote = remote._replace(
-                name="this loader, cluster of 2 workers", processes=processes
-            )
-            compete(options, source, [loader(options, source, "--workers=2"), remote])
-        finally:
-            cluster.close()
-
-
 def benchmark_postgres(options: Namespace) -> None:
-    """The loader's part of loading into PostgreSQL, on this machine, where it is
-    installed."""
+    """Load into PostgreSQL on this machine, where it is installed."""
     import psycopg
     from servers import INITDB, running_postgres
 
@@ -346,89 +401,110 @@ def benchmark_postgres(options: Namespace) -> None:
         return
     source = make_dense(options, options.dense_events)
     with running_postgres() as server:
+        url = f"{server.url}postgres"
 
         def drop() -> None:
-            with psycopg.connect(f"{server.url}postgres") as db:
-                tables = "active_user_table, active_user, load_log"
+            with psycopg.connect(url) as db:
+                tables = "active_user_table, active_user, load_log, loaded_file"
                 db.execute(f"DROP TABLE IF EXISTS {tables} CASCADE".encode())
 
-        remote = loader(options, source, "--db", f"{server.url}postgres")
+        remote = loader(options, source, "--db", url)  # the last --db counts
         remote = remote._replace(name="this loader, PostgreSQL", before=drop)
         compete(options, source, [loader(options, source), *first_and_again(remote)])
+        size = "SELECT pg_total_relation_size('active_user'), count(*) FROM active_user"
+        with psycopg.connect(url) as db:
+            for total, user_days in db.execute(size):
+                note_size("PostgreSQL", total, user_days)
 
 
 def benchmark_growth(options: Namespace) -> None:
-    """1, 2, 4, 8 times the user-days; and as many new ones into a table that holds ever
-    more."""
+    """Load 1, 2, 4, 8 times the user-days, and new ones beside ever more."""
     one = options.growth_events
     held, grown = 0, options.dir / "grown.db"
-    grown.unlink(missing_ok=True)
     new = make_dense(options, one, seed=9)
     for times in (1, 2, 4, 8):
         source = make_dense(options, one * times, times)
-        group = first_and_again(loader(options, source)) + first_and_again(
-            duckdb(options, source)
-        )
+        group = first_and_again(loader(options, source))
+        group += first_and_again(duckdb(options, source))
         compete(options, source, group)
-        run(
-            loader(options, source, db=grown.name)._replace(before=lambda: None),
-            options.dir,
-        )
+        run(later(loader(options, source, db=grown.name), "growth"), options.dir)
         held += one * times
-        more = loader(options, new)
-        more = more._replace(
-            before=lambda: shutil.copyfile(grown, options.dir / "first.db")
-        )
-        compete(
-            options,
-            new._replace(name=f"{new.name}, new to a table of {held:,}"),
-            [more],
-        )
-    size = grown.stat().st_size / held
-    print(f"\n{size:.0f} bytes per user-day in SQLite, of {held:,}\n")
+        copy = functools.partial(copy_database, grown, options.dir / "first.db")
+        more = loader(options, new)._replace(before=copy)
+        beside = new._replace(name=f"{new.name}, new to a table of {held:,}")
+        compete(options, beside, [more])
+    note_size("SQLite", grown.stat().st_size, held)
 
 
-def machine() -> str:
+def benchmark_trend(options: Namespace) -> None:
+    """Query the view active_user_trend: weekly and monthly active users by date."""
+    for times in (4, 8):
+        user_days = times * options.growth_events
+        path = options.dir / f"trend-{user_days}.db"
+        make_database(path, user_days)
+        source = Input(f"{user_days:,} user-days on {TREND_DATES} dates", [str(path)])
+        command = [sys.executable, "-c", TREND, str(path)]
+        query = Contender("`SELECT * FROM active_user_trend`", command)
+        [cpu] = compete(options, source, [query])
+        cost = f"{cpu / user_days * 1e6:.2f} CPU seconds per million user-days"
+        NOTES.append(f"active_user_trend takes {cost}, of {user_days:,}.")
+
+
+# -- The command
+
+PARTS = {
+    "plain": benchmark_plain,
+    "gzip": benchmark_gzip,
+    "dense": benchmark_dense,
+    "nightly": benchmark_nightly,
+    "files": benchmark_files,
+    "startup": benchmark_startup,
+    "postgres": benchmark_postgres,
+    "growth": benchmark_growth,
+    "trend": benchmark_trend,
+}
+
+
+def describe_machine() -> str:
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    peer = (
-        f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB: pip install duckdb"
-    )
     processor = f"{cpu[1] if cpu else platform.machine()}, {CORES} usable cores"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     python = f"Python {platform.python_version()}"
+    peer = f"DuckDB {version('duckdb')}" if HAS_DUCKDB else "no DuckDB"
     return f"{processor}, {memory:.0f} GB of memory, {python}, {peer}"
 
 
-def main() -> None:
+def parse_options() -> Namespace:
     parser = ArgumentParser(
         description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
-    for name, default, meaning in (
-        ("--events", 2_500_000, "in the plain file"),
-        ("--gzip-events", 500_000, "in the gzip shards"),
-        ("--dense-events", 2_000_000, "in the dense file"),
-        ("--growth-events", 1_000_000, "in the smallest file of growth"),
-        ("--rounds", 5, "timed runs of each contender, after a warm-up"),
-    ):
-        parser.add_argument(
-            name, type=int, default=default, help=f"{meaning} (default: {default:,})"
-        )
+
+    def add_number(name: str, default: int, meaning: str) -> None:
+        meaning = f"{meaning} (default: {default:,})"
+        parser.add_argument(name, type=int, default=default, help=meaning)
+
+    add_number("--events", 2_500_000, "in the plain file")
+    add_number("--gzip-events", 500_000, "in the gzip shards")
+    add_number("--dense-events", 2_000_000, "in the dense file")
+    add_number("--nightly-events", 600_000, f"in the shards of {NIGHTS} nights")
+    add_number("--growth-events", 1_000_000, "in the smallest file of growth")
+    add_number("--rounds", 5, "timed runs of each contender, after a warm-up")
     parser.add_argument(
         "--only", action="append", choices=PARTS, help="repeatable (default: all)"
     )
-    parser.add_argument(
-        "--dir", type=Path, help="where to keep the input (default: it is removed)"
-    )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
     print("| input | contender | seconds | CPU s | ratio | peak MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
-    with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(tempfile.TemporaryDirectory())
-        options.dir = options.dir or Path(temporary)
-        options.dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        options.dir = Path(directory)
         for part in options.only or PARTS:
-            globals()[f"benchmark_{part}"](options)
-    print(f"\nRatios are of the medians, to the first row of each input. {machine()}.")
+            PARTS[part](options)
+    NOTES.append(f"Ratios are to the first row of each input. {describe_machine()}.")
+    print("", *NOTES, sep="\n")
 
 
 if __name__ == "__main__":
