@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
 from contextlib import closing
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -37,6 +37,7 @@ from helpers import (
     event,
     free_port,
     lines,
+    noon,
     readme_blocks,
     wait_for,
 )
@@ -124,7 +125,7 @@ class Night:
                 self.settings[match[1]] = match[2]
             elif line and not line.startswith("#"):
                 commands.append(line.split(None, 5)[5])
-        self.yesterday, self.late, self.rotate, self.forget = commands
+        self.load, self.check, self.rotate, self.forget = commands
 
     def shard(self, days: int, shard: int, data: bytes) -> Path:
         day = date.today() - timedelta(days)
@@ -171,15 +172,19 @@ class Night:
         return list(self.loader.table().values())
 
     def missing(self) -> str:
-        """Return what is said where yesterday's shards are missing."""
-        day = date.today() - timedelta(1)
-        name = f"{self.srv}/events/{day}-*.json.gz"
+        """Return what is said where there are no shards at all."""
+        name = f"{self.srv}/events/*.json.gz"
         return f"Error: {name}: No such file or directory\n"
 
 
 @pytest.fixture
 def night(tmp_path: Path) -> Night:
     return Night(tmp_path)
+
+
+NEEDS_SQLITE3 = pytest.mark.skipif(
+    not shutil.which("sqlite3"), reason="needs the command sqlite3, as the crontab"
+)
 
 
 # -- The README as a whole
@@ -198,9 +203,10 @@ def blocks_and_tests() -> dict[str, list[tuple[str, Callable[..., None]]]]:
             ("bq extract ", test_the_shell_hands_bigquery_what_is_meant),
             ("bq query ", test_the_shell_hands_bigquery_what_is_meant),
             (f"{load} --db google.db", test_a_rule_closer_to_that_of_google),
+            ("sqlite3 /srv/analytics.db", test_files_that_were_never_loaded),
             ("some-producer | ", test_the_live_command),
             (f"{load} --db postgresql:", test_where_the_password_belongs),
-            (f"{load} 'gs:", test_shards_of_a_bucket),
+            (f"{load} --incremental 'gs:", test_shards_of_a_bucket),
             (".venv/bin/dask scheduler", test_a_cluster),
         ],
         "crontab": [("MAILTO=", test_the_crontab_in_the_readme)],
@@ -209,10 +215,11 @@ def blocks_and_tests() -> dict[str, list[tuple[str, Callable[..., None]]]]:
             ("[Timer]", test_the_units_do_what_the_crontab_does),
         ],
         "sql": [
-            ("SELECT date, active_user_count", test_the_last_dates),
+            ("SELECT date, active_user_count\n", test_the_last_dates),
             ("SELECT date, seven_day_average", test_the_trend),
-            ("SELECT date, days - lag", test_a_night_is_missing),
+            ("SELECT date, active_user_count, lag", test_a_night_is_missing),
             ("SELECT loaded_at, ", test_the_last_loads),
+            ("SELECT load_log.loaded_at", test_the_files_of_the_last_loads),
             ("UPDATE active_user", test_a_person_is_deleted),
         ],
     }
@@ -320,7 +327,8 @@ def test_the_shell_hands_bigquery_what_is_meant(clone: Clone) -> None:
         FROM `my-project.analytics_123456789.events_20200105`
         WHERE event_name = 'user_engagement'"""
     assert sql.split() == expected.split()
-    assert uri in the_block("console", ".venv/bin/python load_active_users.py 'gs:")
+    load = ".venv/bin/python load_active_users.py --incremental"
+    assert "gs://my-bucket/events/*.json.gz" in the_block("console", f"{load} 'gs:")
 
 
 # -- What counts as active
@@ -357,15 +365,33 @@ def test_a_correction(clone: Clone) -> None:
 # -- Every night
 
 
+ALL_NIGHTS = [10, 8, 6, 4, 2]
+
+
 def test_the_crontab_in_the_readme(night: Night) -> None:
+    """Each shard is read once; one that comes late, or again, is read then."""
     assert night.settings["LOAD_ACTIVE_USERS_DB"] == str(night.loader.db)
     for _ in range(2):
-        assert night.run(night.yesterday) == (0, "", "")
-        assert night.counts() == [2]
-    for _ in range(2):
-        assert night.run(night.late) == (0, "", "")
-        assert night.counts() == [8, 6, 4, 2]
+        assert night.run(night.load) == (0, "", "")
+        assert night.counts() == ALL_NIGHTS
+    late = lines(event("late", NOON - 3 * DAY))
+    night.shard(3, 2, gzip.compress(late))
+    assert night.run(night.load) == (0, "", "")
+    assert night.counts() == [10, 8, 7, 4, 2]
+    log = night.loader.query("SELECT lines, skipped_files FROM load_log ORDER BY rowid")
+    assert log == [(30, 0), (0, 10), (1, 10)]
     night.assert_drawn()
+
+
+@NEEDS_SQLITE3
+def test_a_mail_if_a_day_has_no_users(night: Night) -> None:
+    day = datetime.now(UTC).date() - timedelta(2)
+    assert night.run(night.load) == (0, "", "")
+    assert night.run(night.check) == (0, f"no users|{day}\n", "")
+    users = lines(event("a", noon(str(day))))
+    night.shard(2, 2, gzip.compress(users))
+    assert night.run(night.load) == (0, "", "")
+    assert night.run(night.check) == (0, "", "")
 
 
 def test_old_shards_go(night: Night) -> None:
@@ -377,66 +403,45 @@ def test_old_shards_go(night: Night) -> None:
     assert len(list((night.srv / "events").iterdir())) == 11
 
 
-@pytest.mark.skipif(
-    not shutil.which("sqlite3"), reason="needs the command sqlite3, as the crontab"
-)
+@NEEDS_SQLITE3
 def test_the_crontab_forgets_users_and_keeps_their_counts(night: Night) -> None:
-    assert night.run(night.late) == (0, "", "")
+    assert night.run(night.load) == (0, "", "")
     today = event("today", int(time.time() * 10**6))
     night.loader.load("--db", night.loader.db, night.loader.file(lines(today)))
     assert night.run(night.forget) == (0, "", "")
-    assert night.counts() == [8, 6, 4, 2, 1]
+    assert night.counts() == [*ALL_NIGHTS, 1]
     assert night.loader.query("SELECT user_pseudo_id FROM active_user") == [("today",)]
-    assert night.run(night.late) == (0, "", "")
-    assert night.counts() == [8, 6, 4, 2, 1]
+    assert night.run(night.load) == (0, "", "")
+    assert night.counts() == [*ALL_NIGHTS, 1]
 
 
-@pytest.mark.parametrize(
-    ("days", "counts"), [((1,), [2]), ((1, 2), [4, 2]), ((2, 4), [8, 4]), ((4,), [8])]
-)
-def test_the_first_nights(
-    night: Night, days: tuple[int, ...], counts: list[int]
-) -> None:
-    """What there is of the last four days is loaded and drawn."""
-    night.keep_only(*days)
-    assert night.run(night.late) == (0, "", "")
-    assert night.counts() == counts
-    night.assert_drawn()
-
-
-def test_a_night_without_any_shards(night: Night) -> None:
-    """The load of yesterday's shards says that they are missing, in one line.
-
-    The database is drawn as it is.
-    """
-    assert night.run(night.yesterday) == (0, "", "")
-    night.keep_only()
-    assert night.run(night.yesterday) == (1, "", night.missing())
-    assert night.run(night.late) == (0, "", "")
-    assert night.counts() == [2]
+def test_shards_that_retention_has_deleted(night: Night) -> None:
+    """Nothing happens to the counts."""
+    assert night.run(night.load) == (0, "", "")
+    night.keep_only(1, 2)
+    assert night.run(night.load) == (0, "", "")
+    assert night.counts() == ALL_NIGHTS
     night.assert_drawn()
 
 
 def test_the_very_first_night(night: Night) -> None:
-    """There is nothing to load and nothing to draw: one line each says so."""
+    """There is nothing to load: one line says so."""
     night.keep_only()
-    what = "there is no such database; load events into it first"
-    assert night.run(night.yesterday) == (1, "", night.missing())
-    assert night.run(night.late) == (1, "", f"Error: {night.loader.db}: {what}\n")
+    assert night.run(night.load) == (1, "", night.missing())
     assert [path.name for path in night.srv.iterdir() if path.is_file()] == []
 
 
 def test_two_runs_overlap(night: Night) -> None:
     """Both succeed; with flock, as the README has it, the second one is left out."""
-    both = f"( {night.yesterday} ) & ( {night.late} ); status=$?; wait $!"
+    both = f"( {night.load} ) & ( {night.load} ); status=$?; wait $!"
     both += "; exit $(($? + status))"
     assert night.run(both) == (0, "", "")
-    assert night.counts() == [8, 6, 4, 2]
+    assert night.counts() == ALL_NIGHTS
 
     match = re.search(r"`(flock -n \S+) \.venv/bin/python \.\.\.`", README)
     assert match
     flock = night.here(match[1])
-    locked = night.yesterday.replace(".venv/bin/python", f"{flock} .venv/bin/python")
+    locked = night.load.replace(".venv/bin/python", f"{flock} .venv/bin/python")
     assert night.run(locked) == (0, "", "")
     holder = ["flock", flock.split()[-1], "sh", "-c", "echo; read line"]
     with Process(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -448,7 +453,7 @@ def test_two_runs_overlap(night: Night) -> None:
 def test_a_night_without_an_engagement_event_is_told(night: Night) -> None:
     night.keep_only()
     night.shard(1, 0, lines({"event_name": "first_visit"}))
-    status, out, err = night.run(night.yesterday)
+    status, out, err = night.run(night.load)
     what = "none of the lines (1) is an engagement event (user_engagement)"
     assert (status, out, err.count("\n")) == (0, "", 1)
     assert err.startswith(f"Warning: {what}; ")
@@ -492,15 +497,15 @@ def test_the_health_check(night: Night, health: tuple[str, type[Health]]) -> Non
     def run(command: str, url: str = url) -> tuple[int, str, str]:
         return night.run(command + report.replace(place, url))
 
-    assert run(night.yesterday) == (0, "", "")
-    assert run(night.late) == (0, "", "")
-    assert night.counts() == [8, 6, 4, 2]
+    assert run(night.load) == (0, "", "")
+    assert run(night.load) == (0, "", "")
+    assert night.counts() == ALL_NIGHTS
     night.keep_only()
-    assert run(night.yesterday) == (0, "", night.missing())
+    assert run(night.load) == (0, "", night.missing())
     assert run(night.rotate) == (0, "", "")
     assert handler.asked == [f"/active-users/{status}" for status in (0, 0, 1, 0)]
     handler.status = 500
-    status, out, err = run(night.late)
+    status, out, err = run(night.rotate)
     assert (status, out, err.count("\n")) == (22, "", 1)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -538,8 +543,8 @@ def test_a_real_cron_daemon(night: Night) -> None:
     (sbin / "sendmail").write_text(f"#!/bin/sh\ncat >> {night.srv}/mail\n")
     (sbin / "sendmail").chmod(0o755)
     settings = "\n".join(f"{name}={value}" for name, value in night.settings.items())
-    fails = night.yesterday.replace("events/", "missing/")
-    jobs = ((night.yesterday, "status"), (fails, "failed"))
+    fails = night.load.replace("events/", "missing/")
+    jobs = ((night.load, "status"), (fails, "failed"))
     each = "* * * * *"
     marks = [f"{each} {job}; echo $? > {night.srv}/{name}" for job, name in jobs]
     (night.srv / "crontab").write_text("\n".join([settings, *marks, ""]))
@@ -554,7 +559,7 @@ def test_a_real_cron_daemon(night: Night) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     files = (night.srv / "status", night.srv / "failed")
     assert [file.read_text() for file in files] == ["0\n", "1\n"]
-    assert night.counts() == [2]
+    assert night.counts() == ALL_NIGHTS
     head, _, body = (night.srv / "mail").read_text().partition("\n\n")
     assert head.count("Subject:") == 1
     assert f"To: {night.settings['MAILTO']}" in head
@@ -581,7 +586,7 @@ def test_the_systemd_units_in_the_readme(night: Night) -> None:
     match = re.search(r"ExecStart=/bin/sh -c '(.*)'", service)
     assert match
     command = night.here(match[1]).replace("$$", "$").replace("%%", "%")
-    assert command == night.yesterday.replace("\\%", "%").partition("&& ")[2]
+    assert command == night.load.replace("\\%", "%").partition("&& ")[2]
     (night.srv / "load-active-users.service").write_text(night.here(service))
     (night.srv / "load-active-users.timer").write_text(timer)
     units = sorted(night.srv.glob("load-active-users.*"))
@@ -601,8 +606,8 @@ def unit(text: str) -> dict[str, str]:
 
 def test_the_units_do_what_the_crontab_does(night: Night) -> None:
     service, timer = (unit(night.here(block)) for block in readme_blocks("ini"))
-    assert timer["OnCalendar"] == "*-*-* 04:15"
-    assert "\n15 4 * * * " in readme_blocks("crontab")[0]
+    assert timer["OnCalendar"] == "*-*-* *:15"
+    assert "\n15 * * * * " in readme_blocks("crontab")[0]
     (start,) = re.findall("`systemctl enable --now (.*)`", README)
     for name in (start, f"{start.removesuffix('.timer')}.service"):
         assert README.count(f"`/etc/systemd/system/{name}`") == 1
@@ -616,7 +621,8 @@ def test_the_units_do_what_the_crontab_does(night: Night) -> None:
         capture_output=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert night.counts() == [2]
+    assert night.counts() == ALL_NIGHTS
+    night.assert_drawn()
 
 
 # -- Tables and queries: the same on both databases
@@ -671,7 +677,9 @@ def test_the_last_dates(loader: Loader) -> None:
     future = date.today() + timedelta(2)
     loader.execute(f"INSERT INTO active_user_table VALUES ('{future}', 9)")
     expected = [(day_of(n), 1) for n in reversed(range(10, 40))]
-    assert rows(loader, the_block("sql", "SELECT date, active_user_count")) == expected
+    assert (
+        rows(loader, the_block("sql", "SELECT date, active_user_count\n")) == expected
+    )
 
 
 def test_the_trend(loader: Loader) -> None:
@@ -688,15 +696,16 @@ def test_the_trend(loader: Loader) -> None:
 def test_a_night_is_missing(loader: Loader) -> None:
     """Two of them are, before the newest date but one."""
     load_days(loader, 1, 2, 5, 6)
-    query = the_block("sql", "SELECT date, days - lag(days)")
+    query = the_block("sql", "SELECT date, active_user_count, lag")
+    count = {day: len(users_of(day)) for day in (1, 2, 5, 6)}
     assert rows(loader, query) == [
-        (day_of(6), 0, morning_after(6)),
-        (day_of(5), 2, morning_after(5)),
-        (day_of(2), 0, morning_after(2)),
-        (day_of(1), None, morning_after(1)),
+        (day_of(6), count[6], day_of(5), morning_after(6)),
+        (day_of(5), count[5], day_of(2), morning_after(5)),
+        (day_of(2), count[2], day_of(1), morning_after(2)),
+        (day_of(1), count[1], None, morning_after(1)),
     ]
     loader.execute(f"DELETE FROM load_log WHERE loaded_at < '{day_of(5)}'")
-    assert rows(loader, query)[-1] == (day_of(1), None, morning_after(5))
+    assert rows(loader, query)[-1] == (day_of(1), count[1], None, morning_after(5))
 
 
 def test_the_last_loads(loader: Loader) -> None:
@@ -705,10 +714,43 @@ def test_the_last_loads(loader: Loader) -> None:
     expected = []
     for day in reversed(range(2, 9)):
         number = len(users_of(day))
-        row = (morning_after(day), 0.5, '["events.jsons"]', number, 0)
+        row = (morning_after(day), 0.5, '["events.jsons"]', 0, number, 0)
         # The user who always comes is new on each date.
         expected.append((*row, number, 0))
     assert rows(loader, the_block("sql", "SELECT loaded_at, ")) == expected
+
+
+def test_the_files_of_the_last_loads(loader: Loader) -> None:
+    names = [loader.file(lines(event("a")), name) for name in ("b", "a")]
+    loader.load(*names)
+    [(loaded_at,)] = loader.query("SELECT loaded_at FROM load_log")
+    expected = []
+    for name in sorted(names):
+        path = loader.directory / name
+        version = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+        expected.append((loaded_at, str(path), version, "2000-01-01", None))
+    assert rows(loader, the_block("sql", "SELECT load_log.loaded_at")) == expected
+
+
+@NEEDS_SQLITE3
+def test_files_that_were_never_loaded(night: Night) -> None:
+    command = night.here(the_block("console", "sqlite3 /srv/analytics.db"))
+    command = command.replace("/tmp/loaded", f"{night.srv}/loaded")
+    assert night.run(night.load) == (0, "", "")
+    assert night.run(command) == (1, "", "")
+    path = night.shard(1, 7, b"")
+    assert night.run(command) == (0, f"{path}\n", "")
+
+
+@NEEDS_SQLITE3
+def test_a_dashboard_stores_the_trend(night: Night) -> None:
+    assert night.run(night.load) == (0, "", "")
+    store = night.here(inline("sqlite3 /srv/analytics.db 'BEGIN"))
+    for _ in range(2):
+        assert night.run(store) == (0, "", "")
+    stored = night.loader.query("SELECT * FROM trend ORDER BY date")
+    assert stored == night.loader.query("SELECT * FROM active_user_trend ORDER BY date")
+    assert night.run(night.load) == (0, "", "")
 
 
 def test_a_person_is_deleted(loader: Loader) -> None:
@@ -789,7 +831,8 @@ def test_psql_forgets_users_and_keeps_their_counts(
 
 def test_shards_of_a_bucket(clone: Clone) -> None:
     """A directory stands for the bucket: it has a URL of fsspec too."""
-    command = the_block("console", ".venv/bin/python load_active_users.py 'gs:")
+    load = ".venv/bin/python load_active_users.py --incremental"
+    command = the_block("console", f"{load} 'gs:")
     events = clone.directory / "events"
     events.mkdir()
     shards = {"05-000000000000": "a", "05-000000000001": "b", "06-000000000000": "c"}
@@ -799,7 +842,7 @@ def test_shards_of_a_bucket(clone: Clone) -> None:
     url = f"file://{clone.directory}"
     status, _, err = clone.run(command.replace("gs://my-bucket", url))
     assert (status, err) == (0, "")
-    assert clone.loader.users() == ["a", "b"]
+    assert clone.loader.users() == ["a", "b", "c"]
 
 
 def test_a_cluster(clone: Clone) -> None:
