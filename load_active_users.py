@@ -515,22 +515,14 @@ def check_digits(numbers: list[Any]) -> None:
         raise ValueError("there is an unusual number")
 
 
-# -- Scanning lines --------------------------------------------------------------------
+# -- Batches ---------------------------------------------------------------------------
 #
-# Scanner.scan_line() is the reference implementation. Blocks of lines take a fast path,
-# which gives the same result or gives up; then the lines are scanned one by one.
+# What is found in some lines: tallies, bad records, and the users by date.
 
-WHITE_SPACE = b" \t\r\n"
-BATCH_BYTES = 32 << 20  # size of the input lines of one batch
-BLOCK_BYTES = 384 << 10  # fits a processor's cache, and is searched several times
 BAD_RECORD_BYTES = 8 << 20  # memory for bad records; a batch ends when it is exceeded
 OBJECT_OVERHEAD = 256  # bytes of memory that Python takes for a record beside its text
-SPLIT = 8  # a block that the fast path rejects is tried again in this many parts
-MANY_LINES = 8  # fewer lines say nothing about the input
 RUN_USERS = 256  # hundreds of runs are merged at once, each with one array in memory
 MAX_REPORTED = 20  # bad records of a load that are reported one by one
-NOT_AN_OBJECT = "not one JSON object on the line; one event per line is expected"
-Buffer = bytes | bytearray
 
 
 class Sums(Struct):
@@ -616,6 +608,20 @@ class Batch(Struct):
                 self.runs.append(Run(day, array[0], encode_json(array)))
         self.users = {}
         return self
+
+
+# -- Scanning lines --------------------------------------------------------------------
+#
+# Scanner.scan_line() is the reference implementation. Blocks of lines take a fast path,
+# which gives the same result or gives up; then the lines are scanned one by one.
+
+WHITE_SPACE = b" \t\r\n"
+BATCH_BYTES = 32 << 20  # size of the input lines of one batch
+BLOCK_BYTES = 384 << 10  # fits a processor's cache, and is searched several times
+SPLIT = 8  # a block that the fast path rejects is tried again in this many parts
+MANY_LINES = 8  # fewer lines say nothing about the input
+NOT_AN_OBJECT = "not one JSON object on the line; one event per line is expected"
+Buffer = bytes | bytearray
 
 
 class Scanner(Struct):
@@ -802,63 +808,13 @@ def parse_json_integer(digits: str) -> Any:
 
 # -- Sources ---------------------------------------------------------------------------
 #
-# EVENTS are files, standard input, pipes and URLs, compressed or not. Each is opened as
-# a stream of bytes, and read in blocks of whole lines.
+# EVENTS are files, standard input, pipes and URLs. Those that do not change between
+# two loads have a version, by which --incremental knows them again.
 
-MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes rows of up to 100 MB
-TO_THE_END = float("inf")  # bytes to read of a stream
-SNIFFED_BYTES = 512  # enough to recognize another format
-READAHEAD_BYTES = 8 << 20  # to ask an object store for at once
-BOM = b"\xef\xbb\xbf"
-GZIP = rb"\x1f\x8b"
-ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
-CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
-TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
-AS_JSON = "export it as newline-delimited JSON"
-FORMATS = {  # by their first bytes
-    rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]": "UTF-16; make it UTF-8: "
-    "iconv -f UTF-16 -t UTF-8",
-    rb"\s*\[": "a JSON array; make it one event per line: jq -c '.[]'",
-    rb'\s*\{\s*\n\s*"': "pretty-printed JSON; make it one event per line: jq -c .",
-    rb"PAR1": f"a Parquet file; {AS_JSON}",
-    rb"Obj\x01": f"an Avro file; {AS_JSON}",
-    rb"ORC": f"an ORC file; {AS_JSON}",
-    rb"PK[\x03\x05\x07]": "a zip archive; decompress it first: unzip -p",
-    rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
-    rb"BZh": "bzip2-compressed; decompress it first: bzcat",
-    rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
-    GZIP + rb"|" + ZSTD: "compressed twice, or a compressed live pipe; "
-    "decompress it first: zcat, or zstdcat",
-    rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
-    rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
-}
 # Keys of fsspec's info that tell whether a file has changed. An ETag identifies the
 # content; the others only tell that the file was written.
 ETAG_KEYS = ("ETag", "etag")
 TIME_KEYS = ("generation", "Last-Modified", "LastModified", "mtime")
-
-
-class Range(Struct, frozen=True):
-    """The unit of work. It is one of three things:
-
-    - bytes of a file, from start to end: the lines that begin in them. Of "ab\\ncd\\n"
-      the range from 0 to 2 has the line "ab", and the range from 2 to 6 has "cd".
-    - a whole source that can't be split (end is None): compressed, or a pipe.
-    - lines that came on a live pipe (data).
-    """
-
-    source: str
-    start: int = 0
-    end: int | None = None
-    identity: str | None = None  # these two: of the file when it was split
-    version: FileVersion | None = None
-    data: bytes | None = None
-    size: int | None = None  # bytes of the source, if that is known
-
-    @property
-    def work(self) -> int:
-        """The approximate bytes to scan: compressed JSON expands about tenfold."""
-        return (self.size or 0) * (10 if self.end is None else 1)
 
 
 class FileVersion(NamedTuple):
@@ -866,89 +822,6 @@ class FileVersion(NamedTuple):
 
     path: str  # absolute and without symbolic links, or the URL without its query
     version: str  # "SIZE MTIME_NS", or "SIZE ETAG"
-
-
-class OpenSource(NamedTuple):
-    file: io.BufferedReader  # seekable, if it can be read in ranges
-    identity: str  # changes if another file takes the place of this one
-    version: FileVersion | None  # None for a pipe, or a server that tells no version
-
-
-class OpenRange:
-    """A range as a stream of lines. The stream has been decompressed."""
-
-    def __init__(self, stream: Any, length: float, file: Any, is_start: bool) -> None:
-        self.stream = stream
-        self.length = length  # bytes of the stream to read
-        self.file = file  # whose tell() is the number of bytes read of the source
-        self.is_start = is_start  # the stream begins where the source begins
-        self.position = file.tell()
-
-    def count_new_bytes(self) -> int:
-        """Return the bytes read of the source since the last call."""
-        before = self.position
-        self.position = self.file.tell()
-        return int(self.position - before)
-
-    def read_blocks(self, size: int) -> Iterator[tuple[bytearray, int]]:
-        """Yield (buffer, length) of whole lines: size bytes and the rest of a line.
-
-        The buffer is used again for the next block. Only the last line of the source
-        may lack its newline. Raises Unusable for another format and a cut-off file.
-        """
-        left = self.length
-        if self.is_start:
-            left -= self.check_format()
-        buffer = bytearray(size)
-        while left > 0:
-            length = self.stream.readinto(memoryview(buffer)[: int(min(size, left))])
-            if not length:
-                break
-            if not buffer.endswith(b"\n", 0, length):
-                for piece in read_rest_of_line(self.stream):
-                    buffer[length : length + len(piece)] = piece
-                    length += len(piece)
-            left -= length
-            yield buffer, length
-        if 0 < left < TO_THE_END:
-            raise Unusable(CUT_SHORT)
-
-    def check_format(self) -> int:
-        """Raise Unusable if the first bytes are those of another format.
-
-        Passes over a byte-order mark, and returns its length in bytes.
-        """
-        head = self.stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
-        mark = BOM if head.startswith(BOM) else b""
-        for magic, name in FORMATS.items():
-            if re.match(magic, head[len(mark) :]):
-                raise Unusable(f"is {name}")
-        return len(self.stream.read(len(mark)))
-
-
-class Pipe(io.RawIOBase):
-    """A file that can't seek.
-
-    A read returns at least SNIFFED_BYTES unless the input ends, since a slow producer
-    may send fewer at first. tell() counts the bytes that have been read.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = 0
-        while count < SNIFFED_BYTES and (read := self.file.readinto(buffer[count:])):
-            count += read
-        self.position += count
-        return count
-
-    def tell(self) -> int:
-        return self.position
 
 
 def is_url(source: str) -> bool:
@@ -1074,6 +947,146 @@ def escape_beyond_ascii(text: str) -> str:
     import json
 
     return re.sub(r"[^\x00-\x7f]+", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+# -- Reading sources -------------------------------------------------------------------
+#
+# A source is opened as a stream of bytes, which is decompressed if its first bytes say
+# so, and read in blocks of whole lines.
+
+MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes rows of up to 100 MB
+TO_THE_END = float("inf")  # bytes to read of a stream
+SNIFFED_BYTES = 512  # enough to recognize another format
+READAHEAD_BYTES = 8 << 20  # to ask an object store for at once
+BOM = b"\xef\xbb\xbf"
+GZIP = rb"\x1f\x8b"
+ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
+CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
+TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
+AS_JSON = "export it as newline-delimited JSON"
+FORMATS = {  # by their first bytes
+    rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]": "UTF-16; make it UTF-8: "
+    "iconv -f UTF-16 -t UTF-8",
+    rb"\s*\[": "a JSON array; make it one event per line: jq -c '.[]'",
+    rb'\s*\{\s*\n\s*"': "pretty-printed JSON; make it one event per line: jq -c .",
+    rb"PAR1": f"a Parquet file; {AS_JSON}",
+    rb"Obj\x01": f"an Avro file; {AS_JSON}",
+    rb"ORC": f"an ORC file; {AS_JSON}",
+    rb"PK[\x03\x05\x07]": "a zip archive; decompress it first: unzip -p",
+    rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
+    rb"BZh": "bzip2-compressed; decompress it first: bzcat",
+    rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
+    GZIP + rb"|" + ZSTD: "compressed twice, or a compressed live pipe; "
+    "decompress it first: zcat, or zstdcat",
+    rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
+    rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
+}
+
+
+class Range(Struct, frozen=True):
+    """The unit of work. It is one of three things:
+
+    - bytes of a file, from start to end: the lines that begin in them. Of "ab\\ncd\\n"
+      the range from 0 to 2 has the line "ab", and the range from 2 to 6 has "cd".
+    - a whole source that can't be split (end is None): compressed, or a pipe.
+    - lines that came on a live pipe (data).
+    """
+
+    source: str
+    start: int = 0
+    end: int | None = None
+    identity: str | None = None  # these two: of the file when it was split
+    version: FileVersion | None = None
+    data: bytes | None = None
+    size: int | None = None  # bytes of the source, if that is known
+
+    @property
+    def work(self) -> int:
+        """The approximate bytes to scan: compressed JSON expands about tenfold."""
+        return (self.size or 0) * (10 if self.end is None else 1)
+
+
+class OpenSource(NamedTuple):
+    file: io.BufferedReader  # seekable, if it can be read in ranges
+    identity: str  # changes if another file takes the place of this one
+    version: FileVersion | None  # None for a pipe, or a server that tells no version
+
+
+class OpenRange:
+    """A range as a stream of lines. The stream has been decompressed."""
+
+    def __init__(self, stream: Any, length: float, file: Any, is_start: bool) -> None:
+        self.stream = stream
+        self.length = length  # bytes of the stream to read
+        self.file = file  # whose tell() is the number of bytes read of the source
+        self.is_start = is_start  # the stream begins where the source begins
+        self.position = file.tell()
+
+    def count_new_bytes(self) -> int:
+        """Return the bytes read of the source since the last call."""
+        before = self.position
+        self.position = self.file.tell()
+        return int(self.position - before)
+
+    def read_blocks(self, size: int) -> Iterator[tuple[bytearray, int]]:
+        """Yield (buffer, length) of whole lines: size bytes and the rest of a line.
+
+        The buffer is used again for the next block. Only the last line of the source
+        may lack its newline. Raises Unusable for another format and a cut-off file.
+        """
+        left = self.length
+        if self.is_start:
+            left -= self.check_format()
+        buffer = bytearray(size)
+        while left > 0:
+            length = self.stream.readinto(memoryview(buffer)[: int(min(size, left))])
+            if not length:
+                break
+            if not buffer.endswith(b"\n", 0, length):
+                for piece in read_rest_of_line(self.stream):
+                    buffer[length : length + len(piece)] = piece
+                    length += len(piece)
+            left -= length
+            yield buffer, length
+        if 0 < left < TO_THE_END:
+            raise Unusable(CUT_SHORT)
+
+    def check_format(self) -> int:
+        """Raise Unusable if the first bytes are those of another format.
+
+        Passes over a byte-order mark, and returns its length in bytes.
+        """
+        head = self.stream.peek(SNIFFED_BYTES)[:SNIFFED_BYTES]
+        mark = BOM if head.startswith(BOM) else b""
+        for magic, name in FORMATS.items():
+            if re.match(magic, head[len(mark) :]):
+                raise Unusable(f"is {name}")
+        return len(self.stream.read(len(mark)))
+
+
+class Pipe(io.RawIOBase):
+    """A file that can't seek.
+
+    A read returns at least SNIFFED_BYTES unless the input ends, since a slow producer
+    may send fewer at first. tell() counts the bytes that have been read.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = 0
+        while count < SNIFFED_BYTES and (read := self.file.readinto(buffer[count:])):
+            count += read
+        self.position += count
+        return count
+
+    def tell(self) -> int:
+        return self.position
 
 
 @contextlib.contextmanager
@@ -1793,6 +1806,9 @@ class Database:
         count = self.count_users(day)  # a trigger may have rejected users
         changes.added = count - common
         return DateCount(day, count, changes)
+
+
+# -- SQLite and PostgreSQL -------------------------------------------------------------
 
 
 class SQLite(Database):
@@ -3148,25 +3164,28 @@ def standard_streams() -> Iterator[None]:
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        flush_or_discard(sys.stdout)
+        flush_or_discard(sys.stderr)
 
 
-# -- The command -----------------------------------------------------------------------
+def flush_or_discard(stream: Any) -> None:
+    """Write what waits in the buffer of a stream, or let it go nowhere."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-DEFAULT_RULE = Rule()
+
+# -- Options ---------------------------------------------------------------------------
+
 VARIABLE_PREFIX = "LOAD_ACTIVE_USERS"
-FORMATTERS = {"table": format_table, "json": format_json, "csv": format_csv}
 TARGET_EXPECTED = (
     "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with "
     "special characters percent-encoded; a password is best kept in ~/.pgpass"
 )
 # These are not file names: a URL, a URL without its scheme, and libpq's key=value.
-NOT_A_PATH = r"^:|^[A-Za-z][\w+.-]+:|://|:.*@|\b(host|hostaddr|port|dbname|user|password|service)\s*="
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+LIBPQ_KEYS = "host|hostaddr|port|dbname|user|password|service"
+NOT_A_PATH = rf"^:|^[A-Za-z][\w+.-]+:|://|:.*@|\b({LIBPQ_KEYS})\s*="
 
 
 class Text(click.types.StringParamType):
@@ -3338,26 +3357,6 @@ def check_database(job: Job, may_wait: bool) -> None:
         say(f"{error}; what is read will wait for it")
 
 
-def make_progress_bar(is_wanted: bool | None, ranges: list[Range]) -> Any:
-    """Return a tqdm bar that counts bytes, or a null context.
-
-    By default, it is shown only if standard error is a terminal.
-    """
-    is_terminal = sys.stderr.isatty()
-    if not (is_terminal if is_wanted is None else is_wanted):
-        return contextlib.nullcontext()
-    sizes = [range_.size for range_ in ranges]
-    total = None if None in sizes else sum(filter(None, sizes)) or None
-    style: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
-    if not is_terminal:  # a line now and then, in a log
-        style |= {"mininterval": 10, "delay": 10}  # seconds
-    with about("the progress bar"):
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # no thread: it would be forked
-        return tqdm(total=total, dynamic_ncols=True, **style)
-
-
 def check_options(
     job: Job,
     is_incremental: bool,
@@ -3390,6 +3389,33 @@ def check_options(
         job.choose_dates()
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--dates'") from None
+
+
+# -- The command -----------------------------------------------------------------------
+
+DEFAULT_RULE = Rule()
+FORMATTERS = {"table": format_table, "json": format_json, "csv": format_csv}
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def make_progress_bar(is_wanted: bool | None, ranges: list[Range]) -> Any:
+    """Return a tqdm bar that counts bytes, or a null context.
+
+    By default, it is shown only if standard error is a terminal.
+    """
+    is_terminal = sys.stderr.isatty()
+    if not (is_terminal if is_wanted is None else is_wanted):
+        return contextlib.nullcontext()
+    sizes = [range_.size for range_ in ranges]
+    total = None if None in sizes else sum(filter(None, sizes)) or None
+    style: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
+    if not is_terminal:  # a line now and then, in a log
+        style |= {"mininterval": 10, "delay": 10}  # seconds
+    with about("the progress bar"):
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread: it would be forked
+        return tqdm(total=total, dynamic_ncols=True, **style)
 
 
 def load_batch(
