@@ -1,8 +1,8 @@
 """Count the daily active users in analytics events, and keep the counts in SQL.
 
 The events are those of Google Analytics (Firebase), which BigQuery exports as
-newline-delimited JSON. A load streams them, finds out who was active on which date,
-and upserts the number of users per date into the table active_user_table:
+newline-delimited JSON. A load streams them, finds out who was active on which
+date, and upserts the number of users per date into the table active_user_table:
 
     python load_active_users.py data/bq-results-sample-data.jsons
     sqlite3 active_user_table.db 'SELECT * FROM active_user_table'
@@ -23,8 +23,8 @@ The sections below follow the data:
       ▼
     SQLite, Postgres ───▶ report, plot
 
-main(), at the end, turns a command line into one of two calls: load_batch() for files
-that end, or load_live() for input that keeps arriving.
+main(), at the end, turns a command line into one of two calls: load_batch() for
+files that end, or load_live() for input that keeps arriving.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ import signal
 import sys
 
 # A script is the module "__main__", which other processes can't import: what is
-# pickled for them needs the file's own name. Ctrl-C may end the program at once while
-# nothing has been read. Collecting garbage during the imports would only cost time.
+# pickled for them needs the file's own name. Ctrl-C may end the program at once
+# while nothing has been read. Collecting garbage during the imports would only
+# cost time.
 IS_SCRIPT = __name__ == "__main__"
 if IS_SCRIPT:
     __name__ = "load_active_users"
@@ -88,8 +89,9 @@ class Unusable(Exception):
 
 # -- The event -------------------------------------------------------------------------
 #
-# A line of the BigQuery export holds one event. An event has many fields; these are the
-# ones that the loader uses (https://support.google.com/analytics/answer/7029846):
+# A line of the BigQuery export holds one event. An event has many fields; these
+# are the ones that the loader uses
+# (https://support.google.com/analytics/answer/7029846):
 #
 #   {"event_timestamp": "1577836800000000",
 #    "event_name": "user_engagement",
@@ -98,9 +100,9 @@ class Unusable(Exception):
 #      {"key": "engagement_time_msec", "value": {"int_value": "5321"}}],
 #    "user_pseudo_id": "0b13a7c0f0e4aa4b1cb7ac6c9a3e2a4d"}
 #
-# The classes describe an event as BigQuery writes it. msgspec decodes such events fast.
-# An event that does not fit, or has an odd value, is decoded as a dictionary instead,
-# and Matcher.evaluate() says what it means.
+# The classes describe an event as BigQuery writes it. msgspec decodes such
+# events fast. An event that does not fit, or has an odd value, is decoded as a
+# dictionary instead, and Matcher.evaluate() says what it means.
 
 ENGAGEMENT_TIME = "engagement_time_msec"
 MAX_USER_BYTES = 512
@@ -144,8 +146,9 @@ def encode_json(value: Any) -> str:
 def get_field(record: Any, name: str, kind: type, path: str = "") -> Any:
     """Return a field of a JSON object, or None if it is null or absent.
 
-    The path is the position of the object, such as "event_params[2].", for messages.
-    Raises ValueError if the record is not an object or the field has another type.
+    The path is the position of the object, such as "event_params[2].", for
+    messages. Raises ValueError if the record is not an object or the field has
+    another type.
     """
     if type(record) is not dict:
         raise ValueError(f"{path[:-1]} must be an object: {encode_json(record)[:60]}")
@@ -187,8 +190,9 @@ FIRST_DATE = "2000-01-01"  # earlier ones come from wrong clocks and wrong units
 def find_time_zone(name: str) -> Any:
     """Return the dateutil time zone of an IANA name, such as US/Central.
 
-    dateutil opens other names too: paths, "localtime", "EST5EDT,M3.2.0,M11.1.0". They
-    mean something else on another machine, so they are refused with a ValueError.
+    dateutil opens other names too: paths, "localtime",
+    "EST5EDT,M3.2.0,M11.1.0". They mean something else on another machine, so
+    they are refused with a ValueError.
     """
     zone = None
     if re.fullmatch(r"[A-Z][\w+-]*(/[\w+-]+)*", name, re.ASCII):
@@ -274,15 +278,16 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored. With --replace these are the usual ones as well: on
-    # dates outside of --dates, users are added and nobody is replaced.
+    # Dates whose users are stored. With --replace these are the usual ones as
+    # well: on dates outside of --dates, users are added and nobody is replaced.
     counted: DateRange
 
     @classmethod
     def choose(cls, timezone: str, option: DateRange, replace: bool) -> LoadDates:
         """Return the dates of a load that begins now.
 
-        Raises ValueError for a range that is empty, LoadError for an impossible clock.
+        Raises ValueError for a range that is empty, LoadError for an impossible
+        clock.
         """
         today = datetime.now(find_time_zone(timezone)).date()
         usual = DateRange(FIRST_DATE, (today + timedelta(days=1)).isoformat())
@@ -301,14 +306,16 @@ class LoadDates(Struct, frozen=True):
 
 # -- The rule --------------------------------------------------------------------------
 #
-# Rule says when an event makes its user active. Matcher applies it, in two ways that
-# always agree: evaluate() is the reference implementation, for one event of any form;
-# find_active() is the fast path, for many events of the usual form.
+# Rule says when an event makes its user active. Matcher applies it, in two ways
+# that always agree: evaluate() is the reference implementation, for one event
+# of any form; find_active() is the fast path, for many events of the usual
+# form.
 
-# Midnights and changes of the clock fall on multiples of five minutes of UTC, in every
-# time zone since 1970. So all instants of a slot that begins and ends on one date are
-# on that date, and the dates of slots can be memoized: 2019-12-31 23:57 in US/Central
-# is in the slot from 23:55 to 23:59:59.999999, number 5259587 since 1970.
+# Midnights and changes of the clock fall on multiples of five minutes of UTC,
+# in every time zone since 1970. So all instants of a slot that begins and ends
+# on one date are on that date, and the dates of slots can be memoized:
+# 2019-12-31 23:57 in US/Central is in the slot from 23:55 to 23:59:59.999999,
+# number 5259587 since 1970.
 SLOT = 300_000_000  # microseconds
 MEMO_SIZE = 65_536  # slots are 228 days of events
 Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
@@ -356,13 +363,13 @@ class Findings(Struct):
 class Matcher:
     """Applies a rule to events, and memoizes what keys and times mean under it.
 
-    An engagement event has the event name of the rule. If the rule has several names,
-    or "*", the event must also have the parameter engagement_time_msec.
+    An engagement event has the event name of the rule. If the rule has several
+    names, or "*", the event must also have the parameter engagement_time_msec.
 
-    Most lines hold no engagement event. Those that may are found by a substring search
-    for the needle: the event name, or that parameter. JSON can spell a letter as an
-    escape, as in "\\u0075ser_engagement"; so a line that has an escape with which the
-    needle could be spelt is decoded as well.
+    Most lines hold no engagement event. Those that may are found by a substring
+    search for the needle: the event name, or that parameter. JSON can spell a
+    letter as an escape, as in "\\u0075ser_engagement"; so a line that has an
+    escape with which the needle could be spelt is decoded as well.
 
     Raises ValueError for an unknown time zone.
     """
@@ -375,8 +382,9 @@ class Matcher:
         text = ENGAGEMENT_TIME if self.needs_time else rule.event_names[0]
         words = re.findall(r"\w+", text, re.ASCII)
         self.needle = max(words, key=len, default="event_name").encode()
-        # The needle is ASCII: \u005f, \u006... and \u007... spell its letters and "_".
-        # BigQuery itself writes other escapes, \u003c for "<" and the like.
+        # The needle is ASCII: \u005f, \u006... and \u007... spell its letters
+        # and "_". BigQuery itself writes other escapes, \u003c for "<" and the
+        # like.
         self.escapes = tuple({b"\\u00%x" % (byte >> 4) for byte in self.needle})
         self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
         self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
@@ -424,8 +432,8 @@ class Matcher:
     def find_active(self, events: Iterable[Event]) -> Findings:
         """Return what the rule says about many events: the fast path.
 
-        Raises ValueError, TypeError or OverflowError for anything unusual, and does
-        not tell for which event. The caller then scans line by line.
+        Raises ValueError, TypeError or OverflowError for anything unusual, and
+        does not tell for which event. The caller then scans line by line.
         """
         role_of = self.role_of
         times: list[Any] = []
@@ -481,8 +489,8 @@ class Matcher:
     def find_date(self, timestamp: int) -> str:
         """Return the date of a timestamp (microseconds UTC). Raises ValueError.
 
-        python-dateutil 2.9 knows the years 1970 to 2036; the standard library knows
-        the others.
+        python-dateutil 2.9 knows the years 1970 to 2036; the standard library
+        knows the others.
         """
         is_usual = 0 <= timestamp < YEAR_2037
         zone = self.zone if is_usual else find_zone_info(self.rule.timezone)
@@ -556,8 +564,9 @@ class BadRecord(NamedTuple):
 class Run(NamedTuple):
     """Distinct users of a date, sorted.
 
-    They stay JSON text until they are merged: a set of Python strings takes 200 bytes
-    a user, the text 35. Sorted runs of bounded size can be merged in bounded memory.
+    They stay JSON text until they are merged: a set of Python strings takes 200
+    bytes a user, the text 35. Sorted runs of bounded size can be merged in
+    bounded memory.
     """
 
     date: str
@@ -612,8 +621,9 @@ class Batch(Struct):
 
 # -- Scanning lines --------------------------------------------------------------------
 #
-# Scanner.scan_line() is the reference implementation. Blocks of lines take a fast path,
-# which gives the same result or gives up; then the lines are scanned one by one.
+# Scanner.scan_line() is the reference implementation. Blocks of lines take a
+# fast path, which gives the same result or gives up; then the lines are scanned
+# one by one.
 
 WHITE_SPACE = b" \t\r\n"
 BATCH_BYTES = 32 << 20  # size of the input lines of one batch
@@ -670,8 +680,8 @@ class Scanner(Struct):
     def scan_lines(self, lines: list[bytes], batch: Batch) -> None:
         """Scan lines, without their newlines, of which at least one is unusual.
 
-        The lines are split again and again, so that the fast path takes all parts but
-        those with an unusual line, and few lines go one by one.
+        The lines are split again and again, so that the fast path takes all
+        parts but those with an unusual line, and few lines go one by one.
         """
         size = max(len(lines) // SPLIT, 1)
         for start in range(0, len(lines), size):
@@ -685,9 +695,9 @@ class Scanner(Struct):
     def scan_fast(self, text: Buffer, end: int, batch: Batch) -> bool:
         """Scan all lines in the first bytes of a text, or do nothing and return False.
 
-        The lines must be framed as objects: the text begins with "{", ends with "}",
-        and has "}\\n{" (or "}\\r\\n{") at each of its line ends. Without that, a search
-        could find the needle in what is no line of its own.
+        The lines must be framed as objects: the text begins with "{", ends with
+        "}", and has "}\\n{" (or "}\\r\\n{") at each of its line ends. Without
+        that, a search could find the needle in what is no line of its own.
         """
         close = b"}\r" if text.endswith(b"\r", 0, end) else b"}"
         if not (text.startswith(b"{", 0, end) and text.endswith(close, 0, end)):
@@ -713,7 +723,8 @@ class Scanner(Struct):
     def scan_line(self, line: bytes, batch: Batch) -> None:
         """Scan one line, without its newline: the reference implementation.
 
-        Without the white space around it, it may be a usual line for the fast path.
+        Without the white space around it, it may be a usual line for the fast
+        path.
         """
         record = line.strip(WHITE_SPACE)
         if record and self.scan_fast(record, len(record), batch):
@@ -796,7 +807,8 @@ def decode_record(record: bytes) -> Any:
 def parse_json_integer(digits: str) -> Any:
     """Parse a JSON integer. One of more than 4,300 digits becomes a Decimal.
 
-    Python's int() refuses such numbers, and no field used here accepts a Decimal.
+    Python's int() refuses such numbers, and no field used here accepts a
+    Decimal.
     """
     from decimal import Decimal
 
@@ -808,11 +820,11 @@ def parse_json_integer(digits: str) -> Any:
 
 # -- Sources ---------------------------------------------------------------------------
 #
-# EVENTS are files, standard input, pipes and URLs. Those that do not change between
-# two loads have a version, by which --incremental knows them again.
+# EVENTS are files, standard input, pipes and URLs. Those that do not change
+# between two loads have a version, by which --incremental knows them again.
 
-# Keys of fsspec's info that tell whether a file has changed. An ETag identifies the
-# content; the others only tell that the file was written.
+# Keys of fsspec's info that tell whether a file has changed. An ETag identifies
+# the content; the others only tell that the file was written.
 ETAG_KEYS = ("ETag", "etag")
 TIME_KEYS = ("generation", "Last-Modified", "LastModified", "mtime")
 
@@ -848,7 +860,8 @@ def find_file_system(url: str) -> tuple[Any, str]:
 def configure_sessions(settings: dict[str, Any]) -> None:
     """Set how fsspec talks to web servers and to Google, unless the user has set it.
 
-    Compressed content comes as it is stored: only then do lengths and ranges fit.
+    Compressed content comes as it is stored: only then do lengths and ranges
+    fit.
     """
     from urllib.request import getproxies
 
@@ -876,9 +889,10 @@ def configure_sessions(settings: dict[str, Any]) -> None:
 async def accept_stored_object(_session: Any, _context: Any, request: Any) -> None:
     """Accept gzip for the content of an object in Google Cloud Storage.
 
-    Google decompresses an object of content encoding gzip for a client that does not
-    accept it, and sends all of it, whatever range was asked for. Metadata must not
-    come compressed. https://cloud.google.com/storage/docs/transcoding
+    Google decompresses an object of content encoding gzip for a client that
+    does not accept it, and sends all of it, whatever range was asked for.
+    Metadata must not come compressed.
+    https://cloud.google.com/storage/docs/transcoding
     """
     if request.url.query.get("alt") == "media":
         request.headers["Accept-Encoding"] = "gzip"
@@ -887,8 +901,8 @@ async def accept_stored_object(_session: Any, _context: Any, request: Any) -> No
 def expand_wildcards(source: str) -> list[str]:
     """Return the URLs that match a URL with wildcards, or the source itself.
 
-    The shell expands the wildcards of local files. In a URL of HTTP, "?" begins the
-    query. Raises LoadError.
+    The shell expands the wildcards of local files. In a URL of HTTP, "?" begins
+    the query. Raises LoadError.
     """
     is_pattern = re.search(r"[*?\[]", source) and not re.search("https?://", source)
     if not (is_url(source) and is_pattern):
@@ -924,8 +938,9 @@ def make_file_version(path: str, status: os.stat_result) -> FileVersion | None:
 def make_url_version(url: str, info: dict[str, Any]) -> FileVersion | None:
     """Return the version of a URL, from fsspec's info; None if the server tells none.
 
-    The path is stored without the query, which may contain a signature. Two URLs that
-    differ only in the query then share a path; only an ETag can identify the content.
+    The path is stored without the query, which may contain a signature. Two
+    URLs that differ only in the query then share a path; only an ETag can
+    identify the content.
     """
     keys = ETAG_KEYS if re.search("[?#]", url) else ETAG_KEYS + TIME_KEYS
     token = find_token(info, keys)
@@ -951,8 +966,8 @@ def escape_beyond_ascii(text: str) -> str:
 
 # -- Reading sources -------------------------------------------------------------------
 #
-# A source is opened as a stream of bytes, which is decompressed if its first bytes say
-# so, and read in blocks of whole lines.
+# A source is opened as a stream of bytes, which is decompressed if its first
+# bytes say so, and read in blocks of whole lines.
 
 MAX_LINE = 128 << 20  # bytes; BigQuery reads and writes rows of up to 100 MB
 TO_THE_END = float("inf")  # bytes to read of a stream
@@ -1031,8 +1046,9 @@ class OpenRange:
     def read_blocks(self, size: int) -> Iterator[tuple[bytearray, int]]:
         """Yield (buffer, length) of whole lines: size bytes and the rest of a line.
 
-        The buffer is used again for the next block. Only the last line of the source
-        may lack its newline. Raises Unusable for another format and a cut-off file.
+        The buffer is used again for the next block. Only the last line of the
+        source may lack its newline. Raises Unusable for another format and a
+        cut-off file.
         """
         left = self.length
         if self.is_start:
@@ -1067,8 +1083,9 @@ class OpenRange:
 class Pipe(io.RawIOBase):
     """A file that can't seek.
 
-    A read returns at least SNIFFED_BYTES unless the input ends, since a slow producer
-    may send fewer at first. tell() counts the bytes that have been read.
+    A read returns at least SNIFFED_BYTES unless the input ends, since a slow
+    producer may send fewer at first. tell() counts the bytes that have been
+    read.
     """
 
     def __init__(self, file: Any) -> None:
@@ -1148,8 +1165,8 @@ def is_compressed(file: io.BufferedReader) -> bool:
 def decompress(file: io.BufferedReader) -> Iterator[Any]:
     """Yield the decompressed content of a file, or the file if it is not compressed.
 
-    The stream is closed here, and not by a finalizer, where Python would drop the
-    exception of a signal.
+    The stream is closed here, and not by a finalizer, where Python would drop
+    the exception of a signal.
     """
     if not is_compressed(file):
         yield file
@@ -1185,7 +1202,8 @@ def read_rest_of_line(stream: io.BufferedIOBase) -> Iterator[bytes]:
 def seek_line(file: io.BufferedIOBase, offset: int) -> int:
     """Go to the first line that begins at an offset or after it; return where.
 
-    Of "ab\\ncd\\n", a line begins at 0 and at 3; from offset 1 the next one is at 3.
+    Of "ab\\ncd\\n", a line begins at 0 and at 3; from offset 1 the next one is
+    at 3.
     """
     if offset == 0:
         return file.seek(0)
@@ -1198,9 +1216,10 @@ def seek_line(file: io.BufferedIOBase, offset: int) -> int:
 
 # -- Scanning ranges, here or elsewhere ------------------------------------------------
 #
-# Sources are split into ranges. Ranges are submitted a bounded number ahead, and their
-# batches are taken in input order. Therefore the first error wins, line numbers are a
-# running sum, and one process, many processes and a cluster give the same result.
+# Sources are split into ranges. Ranges are submitted a bounded number ahead,
+# and their batches are taken in input order. Therefore the first error wins,
+# line numbers are a running sum, and one process, many processes and a cluster
+# give the same result.
 
 RANGE_BYTES = BATCH_BYTES
 URL_RANGE_BYTES = 128 << 20  # each range opens its URL anew
@@ -1216,8 +1235,9 @@ Scanned = Generator[tuple[Range, Batch], None, None]  # in input order
 def split_source(name: str, size: int) -> list[Range]:
     """Split a source into ranges of some bytes, if it can be split. Raises LoadError.
 
-    The version is taken here, before the first byte is read: a file that changes while
-    it is read has another version afterwards, and is loaded again.
+    The version is taken here, before the first byte is read: a file that
+    changes while it is read has another version afterwards, and is loaded
+    again.
     """
     if is_pipe(name):
         return [Range(name)]
@@ -1261,9 +1281,10 @@ def scan_in_turn(ranges: Iterable[Range], scanner: Scanner) -> Scanned:
 def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Scanned:
     """Scan ranges in worker processes. Raises LoadError.
 
-    Each worker has a pipe of its own. concurrent.futures has one pipe for the results
-    of all workers: if a worker is killed while it writes, the parent waits for ever.
-    Here the parent reads the end of that worker's pipe, and says so.
+    Each worker has a pipe of its own. concurrent.futures has one pipe for the
+    results of all workers: if a worker is killed while it writes, the parent
+    waits for ever. Here the parent reads the end of that worker's pipe, and
+    says so.
     """
     with about("scanning processes"), contextlib.ExitStack() as stack:
         connections = start_workers(workers, scanner, stack)
@@ -1273,8 +1294,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
         def send(range_: Range) -> Any:
             """Send a range to the worker with the least work; return its connection.
 
-            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here. A worker
-            may get one more than its part of them, so that there is a choice.
+            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here. A
+            worker may get one more than its part of them, so that there is a
+            choice.
             """
             free = [one for one in connections if queued[one] <= QUEUE_PER_WORKER]
             connection = min(free, key=assigned.__getitem__)
@@ -1319,8 +1341,8 @@ def start_workers(
     """Start processes that scan until a stack is closed; return connections to them."""
     import multiprocessing
 
-    # A fork starts at once and shares what is imported; on other systems it is unsafe.
-    # Signals wait until the worker has handlers of its own.
+    # A fork starts at once and shares what is imported; on other systems it is
+    # unsafe. Signals wait until the worker has handlers of its own.
     method = "fork" if sys.platform == "linux" else None
     context: Any = multiprocessing.get_context(method)
     connections = []
@@ -1506,8 +1528,8 @@ class Staging:
     def get_users(self, day: str) -> Iterator[list[str]]:
         """Yield the users of a date, sorted and distinct, about 32,768 at a time.
 
-        In a large load, a thread prefetches the next chunk while the database stores
-        the last one.
+        In a large load, a thread prefetches the next chunk while the database
+        stores the last one.
         """
         runs = sorted(self.runs.get(day, ()))
         if self.spilled is None:
@@ -1538,9 +1560,9 @@ class Staging:
 def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     """Merge runs, which come in the order of their first users.
 
-    Yields the users, sorted and distinct. A user below the first user of the next run
-    can't come again, so all users below it are complete. They are sorted when another
-    CHUNK_USERS have been collected since the last time.
+    Yields the users, sorted and distinct. A user below the first user of the
+    next run can't come again, so all users below it are complete. They are
+    sorted when another CHUNK_USERS have been collected since the last time.
     """
     pending: list[str] = []
     incomplete = 0  # users that were left over the last time
@@ -1559,13 +1581,14 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
 
 # -- Databases -------------------------------------------------------------------------
 #
-# Database is what SQLite and PostgreSQL have in common. SQL is written in SQLite's
-# dialect, with ? as the placeholder; Postgres translates it.
+# Database is what SQLite and PostgreSQL have in common. SQL is written in
+# SQLite's dialect, with ? as the placeholder; Postgres translates it.
 #
 # active_user holds who was active on which date. It makes loads idempotent: the
-# database tells how many users are new while it inserts them, and a dry run counts
-# them with SELECTs instead. A date that has fewer users than its count is final: its
-# users were deleted (retention, privacy), and its count can't be computed any more.
+# database tells how many users are new while it inserts them, and a dry run
+# counts them with SELECTs instead. A date that has fewer users than its count
+# is final: its users were deleted (retention, privacy), and its count can't be
+# computed any more.
 
 LOCK_SECONDS = 60.0  # to wait for other writers
 ANSWER_SECONDS = 60.0  # to wait for a PostgreSQL server
@@ -1649,8 +1672,8 @@ class Database:
     def upgrade(self) -> None:
         """Make the tables those of schema.sql; a reader only checks them.
 
-        A column that is missing is added if it has a default. Other tables are ignored.
-        Raises Unusable if our tables have other columns.
+        A column that is missing is added if it has a default. Other tables are
+        ignored. Raises Unusable if our tables have other columns.
         """
         present = {
             (column.table, column.name): column for column in self.find_columns()
@@ -1814,8 +1837,8 @@ class Database:
 class SQLite(Database):
     """A transaction on an SQLite file, or in memory if there is no file to read."""
 
-    # Large pages need fewer page splits when users are inserted; the cache holds the
-    # pages that a load touches when it is repeated.
+    # Large pages need fewer page splits when users are inserted; the cache
+    # holds the pages that a load touches when it is repeated.
     SETTINGS = (
         "PRAGMA page_size = 16384",  # bytes
         "PRAGMA cache_size = -16384",  # KiB, if it is negative
@@ -1831,8 +1854,8 @@ class SQLite(Database):
     def begin(self, can_write: bool) -> None:
         """Open the file and begin a transaction. A writer waits for its turn.
 
-        A file that a failed first load has created stays, since another process may
-        have opened it.
+        A file that a failed first load has created stays, since another process
+        may have opened it.
         """
         self.can_write = can_write
         exists = os.path.exists(self.path)
@@ -1849,8 +1872,8 @@ class SQLite(Database):
         self.execute("BEGIN IMMEDIATE" if can_write else "BEGIN")
 
     def connect(self, uri: str) -> None:
-        # The busy timeout is short, because execute() tries again: so a signal is
-        # handled while the loader waits for a lock.
+        # The busy timeout is short, because execute() tries again: so a signal
+        # is handled while the loader waits for a lock.
         self.connection = sqlite3.connect(
             uri, timeout=0.1, isolation_level=None, uri=True
         )
@@ -1928,8 +1951,8 @@ class Postgres(Database):
         self.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}")
         milliseconds = max(1, round(self.lock_timeout * 1000))
         self.execute(f"SET LOCAL lock_timeout = {milliseconds}")
-        # Raise an error rather than return only the rows that row security shows, which
-        # would give wrong counts.
+        # Raise an error rather than return only the rows that row security
+        # shows, which would give wrong counts.
         self.execute("SET LOCAL row_security = off")
         if can_write:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('load_active_users'))")
@@ -1954,8 +1977,8 @@ class Postgres(Database):
     def commit(self) -> None:
         """Commit. Raises InDoubt if the server does not say that it has committed.
 
-        COMMIT may wait for a standby without end, and is done all the same if the
-        client goes away.
+        COMMIT may wait for a standby without end, and is done all the same if
+        the client goes away.
         """
         import psycopg
 
@@ -1978,8 +2001,8 @@ class Postgres(Database):
 def translate_query(sql: str) -> bytes:
     """Translate a query from SQLite's dialect to PostgreSQL's.
 
-    "json_each(?) AS value" suits both: the column of SQLite's table is called so, and
-    PostgreSQL names the result of a function by it.
+    "json_each(?) AS value" suits both: the column of SQLite's table is called
+    so, and PostgreSQL names the result of a function by it.
     """
     sql = sql.replace("json_each", "json_array_elements_text")
     return sql.replace("?", "%s").encode()
@@ -1992,8 +2015,8 @@ def is_postgres(target: str) -> bool:
 def parse_postgres_url(url: str) -> dict[str, Any]:
     """Return the connection parameters in a PostgreSQL URL. Raises ValueError.
 
-    libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host "loader", the
-    port "S3CRT" and a database "x@db". Such a URL is refused.
+    libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host
+    "loader", the port "S3CRT" and a database "x@db". Such a URL is refused.
     """
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
@@ -2014,8 +2037,9 @@ def transaction(
 ) -> Iterator[SQLite | Postgres]:
     """Open a transaction, which commits on success and rolls back on an error.
 
-    A writer creates the tables that are missing. A reader that finds none gets an empty
-    SQLite database in memory, even if the target is PostgreSQL. Raises LoadError.
+    A writer creates the tables that are missing. A reader that finds none gets
+    an empty SQLite database in memory, even if the target is PostgreSQL. Raises
+    LoadError.
     """
     with about(target), contextlib.ExitStack() as stack:
         kind = Postgres if is_postgres(target) else SQLite
@@ -2139,8 +2163,8 @@ def open_rejects(path: str) -> Iterator[Any]:
 def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
     """Return the sources without those that --incremental need not read.
 
-    A file is skipped if an earlier load has read the same version of it, and counted
-    all dates that this load counts. Raises LoadError.
+    A file is skipped if an earlier load has read the same version of it, and
+    counted all dates that this load counts. Raises LoadError.
     """
     if dates.counted.last > dates.usual.last:
         return sources  # no load can have seen all events after tomorrow
@@ -2178,8 +2202,8 @@ def load_once(
             intake.take(staging, range_, batch)
         intake.show_writing()
         refuse_bad_records(job, staging, report)
-        # With --dates, early dates are wanted. If files were skipped, a small new file
-        # may well hold nothing else.
+        # With --dates, early dates are wanted. If files were skipped, a small
+        # new file may well hold nothing else.
         if job.dates == DateRange() and not report.skipped_files:
             refuse_early_events(staging.tally)
         return commit(job, staging, report, versions)
@@ -2251,8 +2275,8 @@ def log_load(
     """Store the rows of a load in load_log and loaded_file."""
     loaded_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     db.upsert("load_log", [make_log_row(job, dates, report, loaded_at)])
-    # The last date is NULL if the load reached tomorrow. That is the usual last date,
-    # and moves on every night, while the events of a file stay the same.
+    # The last date is NULL if the load reached tomorrow. That is the usual last
+    # date, and moves on every night, while the events of a file stay the same.
     is_open = dates.counted.last >= dates.usual.last
     shared = {
         "loaded_at": loaded_at,
@@ -2315,9 +2339,10 @@ def warn(job: Job, report: Report) -> None:
 
 # -- Loading what arrives --------------------------------------------------------------
 #
-# A live load is a sequence of ordinary loads, each of the whole lines that came in an
-# interval. If the database can't be used, intervals wait in memory and are tried again.
-# Memory is bounded: then the pipe is read no further, and its producer has to wait.
+# A live load is a sequence of ordinary loads, each of the whole lines that came
+# in an interval. If the database can't be used, intervals wait in memory and
+# are tried again. Memory is bounded: then the pipe is read no further, and its
+# producer has to wait.
 
 LIVE_LOCK_SECONDS = 0.5  # a writer that waits for a lock keeps new readers out
 LIVE_BYTES = 256 << 10  # of users: more are committed before the interval is over, so
@@ -2329,8 +2354,8 @@ READ_BYTES = 1 << 20
 def receive(source: str, stopper: Stopper) -> Iterator[Range]:
     """Yield what arrives on a pipe as ranges of whole lines, until a signal.
 
-    A range is empty if nothing arrived for POLL_SECONDS. Files and URLs are split into
-    ranges as ever. Raises Unusable.
+    A range is empty if nothing arrived for POLL_SECONDS. Files and URLs are
+    split into ranges as ever. Raises Unusable.
     """
     if not is_pipe(source):
         for range_ in split_source(source, RANGE_BYTES):
@@ -2352,8 +2377,8 @@ def receive(source: str, stopper: Stopper) -> Iterator[Range]:
                 held += os.read(descriptor, READ_BYTES)
                 is_open = len(held) > searched
             if held and not is_open:
-                # A signal that ended the producer may be on its way to us as well. Then
-                # the last line is a part of a line.
+                # A signal that ended the producer may be on its way to us as
+                # well. Then the last line is a part of a line.
                 time.sleep(POLL_SECONDS)
             is_whole = not is_open and not stopper.signals
             length = len(held) if is_whole else held.rfind(b"\n", searched) + 1
@@ -2414,7 +2439,8 @@ class LiveLoad:
     def commit_at_end(self) -> Iterator[None]:
         """Commit what has been read when the load ends, also if it fails.
 
-        The database has as much time as in any load, unless another signal comes.
+        The database has as much time as in any load, unless another signal
+        comes.
         """
         failure = None
         try:
@@ -2493,7 +2519,8 @@ class LiveLoad:
     def commit_interval(self) -> None:
         """Commit the interval. Raises LoadError.
 
-        If the database is unavailable, keep it, and print a message the first time.
+        If the database is unavailable, keep it, and print a message the first
+        time.
         """
         is_told = bool(self.waiting)
         self.close_interval()
@@ -2508,8 +2535,8 @@ class LiveLoad:
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
 
-        Retries until some seconds have passed. Raises LoadError, Unavailable, Stopped:
-        the next signal, or the second if none has come, ends the wait.
+        Retries until some seconds have passed. Raises LoadError, Unavailable,
+        Stopped: the next signal, or the second if none has come, ends the wait.
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
@@ -2673,8 +2700,8 @@ MAX_NUMBERED_DAYS = 13  # that have room for their numbers and dates
 def plot_table(path: str, target: str) -> None:
     """Draw the active_user_table of a database into a file. Raises LoadError.
 
-    The file is replaced atomically when the picture is complete. If it is a symbolic
-    link, its target is replaced.
+    The file is replaced atomically when the picture is complete. If it is a
+    symbolic link, its target is replaced.
     """
     with transaction(target) as db:
         if not (is_postgres(target) or os.path.exists(target)):
@@ -2816,8 +2843,8 @@ def label_axes(axes: Any, first: int, last: int) -> None:
 def week_averages(counts: dict[int, int]) -> dict[int, float]:
     """Return the average of each day and the six before it, over those with a count.
 
-    It is NaN (no line) for the first six days, where fewer than four of the seven days
-    have a count, and after the last day before a gap.
+    It is NaN (no line) for the first six days, where fewer than four of the
+    seven days have a count, and after the last day before a gap.
     """
     averages = {}
     first = min(counts)
@@ -2835,8 +2862,8 @@ def week_averages(counts: dict[int, int]) -> dict[int, float]:
 #
 #     NAME: what is wrong; what to do
 #
-# The sections above use about(), which makes such a line of any exception, and say().
-# No line shows a password, a token or the query of a URL.
+# The sections above use about(), which makes such a line of any exception, and
+# say(). No line shows a password, a token or the query of a URL.
 
 REMEDIES = {  # by the code of an error
     "SQLITE_BUSY": "another program keeps it locked; try again when that is done",
@@ -2858,10 +2885,10 @@ TRANSIENT_CODES = (
     "SQLITE_READONLY",
     "0A000",  # a PostgreSQL server that is a standby, and may become the primary
 )
-# Classes of SQLSTATE after which the same load may succeed: connection exception,
-# invalid transaction state (ended by a timeout, or read-only), transaction rollback,
-# insufficient resources, object not in prerequisite state (locked), operator
-# intervention (shutdown, cancelled), system error.
+# Classes of SQLSTATE after which the same load may succeed: connection
+# exception, invalid transaction state (ended by a timeout, or read-only),
+# transaction rollback, insufficient resources, object not in prerequisite state
+# (locked), operator intervention (shutdown, cancelled), system error.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
@@ -2876,8 +2903,9 @@ NULL_CONTEXT = contextlib.nullcontext()
 def about(name: str, find_line: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Raise whatever goes wrong in a block as a LoadError, or as Unavailable.
 
-    Its message begins with the name: a source, a database or a file. If the block
-    fails, find_line() is called for a line number to append, such as ":12".
+    Its message begins with the name: a source, a database or a file. If the
+    block fails, find_line() is called for a line number to append, such as
+    ":12".
     """
     try:
         yield
@@ -2963,8 +2991,8 @@ def redact(name: str) -> str:
         simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
         https://me:S3?CRT@store/a.json          https://...
 
-    "?" ends the place in a URL, unless an "@" follows: then "?" may be part of a
-    password, as in the last one, and everything is hidden.
+    "?" ends the place in a URL, unless an "@" follows: then "?" may be part of
+    a password, as in the last one, and everything is hidden.
     """
     if not re.search(URL_START, name):
         return name
@@ -2987,8 +3015,8 @@ def redact(name: str) -> str:
 def redact_urls(text: str) -> str:
     """Redact the URLs in a text.
 
-    A URL has a scheme, a user with a password (which may contain spaces), and then
-    everything up to punctuation that ends a word.
+    A URL has a scheme, a user with a password (which may contain spaces), and
+    then everything up to punctuation that ends a word.
     """
     user = r"(?:[^\s/@][^/@]*@)?"
     pattern = rf"{URL_START}{user}\S+?(?=[\"';,.)]*(?:\s|$))"
@@ -2998,8 +3026,9 @@ def redact_urls(text: str) -> str:
 def find_secrets(name: str) -> set[str]:
     """Return the texts in a URL that no message may show.
 
-    They are the password, its words (libpq may quote a part of it), and a token in
-    place of the user; in the query, the values, or on PostgreSQL the passwords.
+    They are the password, its words (libpq may quote a part of it), and a token
+    in place of the user; in the query, the values, or on PostgreSQL the
+    passwords.
     """
     from urllib.parse import unquote
 
@@ -3032,8 +3061,9 @@ def hide_secrets(text: str, name: str) -> str:
 def tame_libraries() -> Iterator[None]:
     """Keep the logs and warnings of libraries off standard error, which cron mails.
 
-    What matters in them comes as an exception too. And keep gcsfs from gRPC, by which
-    it asks for the type of a bucket: after that, processes that are forked hang.
+    What matters in them comes as an exception too. And keep gcsfs from gRPC, by
+    which it asks for the type of a bucket: after that, processes that are
+    forked hang.
     """
     import logging
 
@@ -3053,9 +3083,9 @@ def tame_libraries() -> Iterator[None]:
 
 # -- Stopping --------------------------------------------------------------------------
 #
-# In a batch load, SIGINT and SIGTERM end the program with the exit status that shells
-# expect, and with a line that says what became of the load. A live load stops reading,
-# commits, and ends with 0.
+# In a batch load, SIGINT and SIGTERM end the program with the exit status that
+# shells expect, and with a line that says what became of the load. A live load
+# stops reading, commits, and ends with 0.
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 3.0  # to write the last message
@@ -3075,9 +3105,9 @@ class Stopped(SystemExit):
 class Stopper:
     """Handles the signals that end the program.
 
-    A signal raises Stopped, wherever the program is. It is recorded as well: Python
-    clears an exception in a finalizer, and C libraries may clear one in a callback, so
-    check() raises it again before something is committed.
+    A signal raises Stopped, wherever the program is. It is recorded as well:
+    Python clears an exception in a finalizer, and C libraries may clear one in
+    a callback, so check() raises it again before something is committed.
     """
 
     def __init__(self) -> None:
@@ -3150,8 +3180,9 @@ def block_signals() -> None:
 def standard_streams() -> Iterator[None]:
     """Open the standard streams that a daemon has closed, and flush them at the end.
 
-    Otherwise the next file to be opened, such as the database, would be number 1 and
-    get the report. Errors while flushing are ignored: the exit status is decided.
+    Otherwise the next file to be opened, such as the database, would be number
+    1 and get the report. Errors while flushing are ignored: the exit status is
+    decided.
     """
     descriptor = 0
     while descriptor <= 2:  # open() returns the lowest number that is free
