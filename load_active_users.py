@@ -3211,8 +3211,9 @@ def flush_or_discard(stream: Any) -> None:
 
 VARIABLE_PREFIX = "LOAD_ACTIVE_USERS"
 TARGET_EXPECTED = (
-    "expected the path of an SQLite file, or postgresql://USER@HOST:PORT/DATABASE with "
-    "special characters percent-encoded; a password is best kept in ~/.pgpass"
+    "expected the path of an SQLite file, or a postgresql:// URL "
+    "(USER@HOST:PORT/DATABASE, special characters percent-encoded); a password is "
+    "best kept in ~/.pgpass or PGPASSWORD"
 )
 # These are not file names: a URL, a URL without its scheme, and libpq's key=value.
 LIBPQ_KEYS = "host|hostaddr|port|dbname|user|password|service"

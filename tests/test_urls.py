@@ -418,9 +418,9 @@ DATABASES = [  # that are refused with a line that says what is expected
     ":memory:",
 ]
 EXPECTED = (
-    "Invalid value for '--db': expected the path of an SQLite file, or "
-    "postgresql://USER@HOST:PORT/DATABASE with special characters percent-encoded; "
-    "a password is best kept in ~/.pgpass"
+    "Invalid value for '--db': expected the path of an SQLite file, or a postgresql:// "
+    "URL (USER@HOST:PORT/DATABASE, special characters percent-encoded); "
+    "a password is best kept in ~/.pgpass or PGPASSWORD"
 )
 
 
