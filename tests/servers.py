@@ -166,7 +166,7 @@ class PostgresLoader(Loader):
 
     def content(self) -> list[Any]:
         exists = "SELECT 1 FROM pg_tables WHERE tablename = 'load_log'"
-        tables = ("active_user_table", "active_user", "load_log")
+        tables = ("active_user_table", "active_user", "load_log", "loaded_file")
         with self.connected() as connection:
             if not rows_of_query(connection, exists):
                 return []
