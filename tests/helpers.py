@@ -459,11 +459,12 @@ class Loader:
         if not self.db.exists() or not self.db.stat().st_size:
             return None
         with closing(sqlite3.connect(self.db)) as db:
-            version = db.execute("PRAGMA user_version").fetchone()
-            return [*db.iterdump(), f"version {version[0]}"]
+            return [*db.iterdump()]
 
     def content_but_log(self) -> list[Any]:
-        return [row for row in self.content() or () if "load_log" not in row]
+        """Return the content without what a load says of itself, such as its time."""
+        pattern = r"\b(load_log|loaded_file)\b"
+        return [row for row in self.content() or () if not re.search(pattern, row)]
 
     def users(self, day: str = "2019-12-30") -> list[str]:
         """Return who is kept as active on a date."""

@@ -235,7 +235,7 @@ class Table:
             if not dry_run:
                 self.users[day], self.counts[day] = after, len(after)
         report = {name: tally.get(name, 0) for name in REPORTED}
-        return {"dates": rows, **report, **({"left_out": left_out} if left_out else {})}
+        return {"dates": rows, **report, "left_out": left_out, "skipped_files": 0}
 
     def forget(self, day: str) -> None:
         """Delete the users of a date by hand."""

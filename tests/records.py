@@ -5,8 +5,7 @@ from typing import Any
 
 from helpers import NOON, NOT_AN_OBJECT, event, lines, params
 
-MALFORMED = "JSON is malformed: "
-TRUNCATED = "Input data was truncated"
+TRUNCATED = f"{NOT_AN_OBJECT} (Input data was truncated)"
 TOO_LONG = "user_pseudo_id is longer than 512 bytes"
 NO_TIMES: list[Any] = [None, "", "x", "1e15", 1.5, 1.0, "1.0", True, [], {}]
 NO_TIMES += ["9" * 400, 10**400, " 1", "+1", "1_0", "٣"]
@@ -19,6 +18,11 @@ TIME = "engagement_time_msec"
 def spelled(old: str, new: str, **fields: Any) -> bytes:
     """Return an active event in which some text is spelled in another way."""
     return json.dumps(event(**fields)).replace(old, new).encode()
+
+
+def malformed(why: str) -> str:
+    """Return what is said of a line that is no JSON."""
+    return f"{NOT_AN_OBJECT} (JSON is malformed: {why})"
 
 
 def not_an_integer(name: str, value: Any) -> str:
@@ -139,18 +143,18 @@ BAD_RECORDS: list[tuple[str, bytes, str]] = [
     (
         "two on a line",
         lines(event()).strip() * 2,
-        f"{MALFORMED}trailing characters (byte 222)",
+        malformed("trailing characters (byte 222)"),
     ),
     ("cut off in the middle", lines(event())[:100] + b"}", TRUNCATED),
     (
         "no JSON",
         b"{user_engagement}",
-        f"{MALFORMED}object keys must be strings (byte 1)",
+        malformed("object keys must be strings (byte 1)"),
     ),
     (
         "a NUL byte",
         lines(event()).replace(b"3000", b'"\0"').strip(),
-        f"{MALFORMED}invalid character (byte 144)",
+        malformed("invalid character (byte 144)"),
     ),
     (
         "bad UTF-8",
@@ -173,7 +177,7 @@ BAD_RECORDS: list[tuple[str, bytes, str]] = [
     (
         "NaN",
         lines(event(x=float("nan"))).strip(),
-        f"{MALFORMED}invalid character (byte 227)",
+        malformed("invalid character (byte 227)"),
     ),
     (
         "an integer of 5000 digits",

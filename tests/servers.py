@@ -165,12 +165,13 @@ class PostgresLoader(Loader):
         return psycopg.connect(self.url, client_encoding="UTF8")
 
     def content(self) -> list[Any]:
-        exists = "SELECT 1 FROM pg_tables WHERE tablename = 'load_log'"
-        tables = ("active_user_table", "active_user", "load_log")
+        """Return the rows of each of our tables that is there."""
+        names = ("active_user_table", "active_user", "load_log", "loaded_file")
         with self.connected() as connection:
-            if not rows_of_query(connection, exists):
-                return []
-            everything = (f"SELECT * FROM {table} ORDER BY 1, 2" for table in tables)
+            query = "SELECT tablename FROM pg_tables"
+            there = {name for (name,) in rows_of_query(connection, query)}
+            tables = [name for name in names if name in there]
+            everything = [f"SELECT * FROM {table} ORDER BY 1, 2" for table in tables]
             return [rows_of_query(connection, sql) for sql in everything]
 
 

@@ -29,8 +29,6 @@ from helpers import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import load_active_users
-
 # -- Loads are idempotent
 
 
@@ -149,6 +147,7 @@ def test_load_log_has_a_row_per_load(loader: Loader) -> None:
         "added": 1,
         "removed": 0,
         "left_out": 0,
+        "skipped_files": 0,
     }
 
 
@@ -173,7 +172,8 @@ def test_dry_run_writes_nothing(loader: Loader) -> None:
     assert report["dates"] == [date_count("2019-12-30", 2, 2, 1)]
     rejects = ["--rejects", "rejects", "--max-bad-records", 1]
     done = loader.run("--dry-run", *rejects, "-", input=b"bad\n")
-    assert (done.returncode, done.stderr.decode()[:6]) == (0, "-:1: i")
+    assert done.returncode == 0
+    assert done.stderr.decode().startswith(f"-:1: {NOT_AN_OBJECT}\nWarning: none of ")
     assert (loader.db.read_bytes(), loader.db.stat()) == before
     assert [path.name for path in loader.directory.iterdir()] == [loader.db.name]
 
@@ -291,7 +291,7 @@ def test_a_date_whose_users_were_deleted_is_final(
 
 def test_a_date_that_is_not_final_leaves_nobody_out(loader: Loader) -> None:
     with_final_dates(loader, "date < '2019-12-30'")
-    assert "left_out" not in loader.load(loader.file(LATE))
+    assert loader.load(loader.file(LATE))["left_out"] == 0
     assert loader.last_log("left_out") == (0,)
 
 
@@ -306,7 +306,7 @@ def test_replace_makes_a_final_date_a_normal_one(
         date_count("2019-12-30", 2, 2 - ("a" in left), removed),
         date_count("2019-12-31", 4, 1),
     ]
-    assert "left_out" not in report
+    assert report["left_out"] == 0
     report = loader.load(loader.file(lines(event("e"))))
     assert report["dates"] == [date_count("2019-12-30", 3, 1)]
     assert loader.users() == ["a", "e", "late"]
@@ -362,16 +362,16 @@ def test_schema_sql_by_hand_makes_the_database(loader: Loader) -> None:
 def test_schema_sql_belongs_beside_the_script(loader: Loader) -> None:
     alone = loader.copied()
     path = loader.directory / "program" / "schema.sql"
-    what = "is missing; it belongs beside load_active_users.py"
+    what = "No such file or directory"
     assert alone.run_without_end() == (1, b"", f"Error: {path}: {what}\n")
     assert not loader.db.exists()
 
 
 def test_a_broken_schema_sql(loader: Loader) -> None:
     other = loader.copied("schema.sql")
-    path = loader.directory / "program" / "schema.sql"
-    path.write_text("CREATE TABLE")
-    assert other.refuse(SAMPLE) == f"Error: {path}: incomplete input\n"
+    (loader.directory / "program" / "schema.sql").write_text("CREATE TABLE")
+    said = "Error: active_user_table.db: incomplete input\n"
+    assert other.refuse(SAMPLE) == said
     assert not loader.db.exists()
 
 
@@ -393,44 +393,43 @@ def test_a_link_to_a_database_that_is_not_there_yet(loader: Loader) -> None:
     assert loader.table() == SAMPLE_TABLE
 
 
-NO_COLUMN = (
-    "it has no column {}: it is not one of load_active_users.py; choose another --db"
-)
+AS_IN_SCHEMA = "as in schema.sql; choose another --db"
+NO_COLUMN = "its table {} has no column {} of type {}, " + AS_IN_SCHEMA
+NO_TABLE = "it has a table {}, but no {}, " + AS_IN_SCHEMA
 SCHEMA = (ROOT / "schema.sql").read_text()
 OLD = (ROOT / "tests" / "database-1.0.0.sql").read_text()
-LATER = "is of a later version of load_active_users.py than {}; use that"
 FOREIGN = {
-    "another program's": (
-        "CREATE TABLE notes (text)",
-        NO_COLUMN.format("active_user_table.date of type DATE"),
-    ),
     "a table to plot of another shape": (
-        "CREATE TABLE active_user_table (date DATE, users)",
-        NO_COLUMN.format("active_user_table.active_user_count of type INTEGER"),
+        SCHEMA.replace("active_user_count INTEGER", "users INTEGER"),
+        NO_COLUMN.format("active_user_table", "active_user_count", "INTEGER"),
     ),
     "only the table to plot": (
         SCHEMA.split(";")[0],
-        NO_COLUMN.format("active_user.date of type DATE"),
+        NO_TABLE.format("active_user_table", "active_user"),
+    ),
+    "only a log of another program": (
+        "CREATE TABLE load_log (x)",
+        NO_TABLE.format("load_log", "active_user"),
+    ),
+    "only files of another program": (
+        "CREATE TABLE loaded_file (x)",
+        NO_TABLE.format("loaded_file", "active_user"),
     ),
     "one from before 1.0.0": (
         OLD.replace("    blank_lines INTEGER NOT NULL,\n", "")
         .replace(",0,3,3,1,0,2)", ",3,3,1,0,2)")
         .replace(",1,2,2,0,1,1)", ",2,2,0,1,1)"),
-        NO_COLUMN.format("load_log.blank_lines of type INTEGER"),
+        NO_COLUMN.format("load_log", "blank_lines", "INTEGER"),
     ),
     "one whose users are numbers": (
         SCHEMA.replace("user_pseudo_id TEXT", "user_pseudo_id INTEGER"),
-        NO_COLUMN.format("active_user.user_pseudo_id of type TEXT"),
-    ),
-    "one of a later version": (
-        SCHEMA + "PRAGMA user_version = 3;",
-        LATER.format(load_active_users.__version__),
+        NO_COLUMN.format("active_user", "user_pseudo_id", "TEXT"),
     ),
 }
 
 
 @pytest.mark.parametrize(("script", "what"), FOREIGN.values(), ids=FOREIGN)
-def test_a_database_of_another_program_or_version(
+def test_tables_of_another_program_or_version(
     loader: Loader, script: str, what: str
 ) -> None:
     loader.execute(script)
@@ -443,15 +442,23 @@ def test_tables_without_their_primary_keys(loader: Loader) -> None:
     key = "PRIMARY KEY (date, user_pseudo_id)"
     loader.execute(SCHEMA.replace(key, "CHECK (1)").replace(") WITHOUT ROWID", ")"))
     what = "ON CONFLICT clause does not match any PRIMARY KEY or UNIQUE constraint"
-    what = f"a table lacks its primary key ({what})"
-    what += "; give it the one that schema.sql has"
     assert loader.refuse(SAMPLE) == f"Error: active_user_table.db: {what}\n"
 
 
-def test_a_file_without_tables_may_have_any_version(loader: Loader) -> None:
-    loader.execute("PRAGMA user_version = 99; CREATE TABLE x (y); DROP TABLE x")
-    loader.load(SAMPLE)
-    assert loader.table() == SAMPLE_TABLE
+def test_other_tables_are_no_matter(loader: Loader) -> None:
+    """They stay as they are, and so does a version that somebody gave the file."""
+    loader.execute(
+        "PRAGMA user_version = 99; CREATE TABLE notes (text);"
+        "INSERT INTO notes VALUES ('x'); CREATE VIEW v AS SELECT * FROM notes"
+    )
+    before = loader.content()
+    loader.load("--dry-run", SAMPLE)
+    assert loader.content() == before
+    for added in (64, 0):
+        assert sum(day["added"] for day in loader.load(SAMPLE)["dates"]) == added
+        assert loader.table() == SAMPLE_TABLE
+    assert loader.query("SELECT * FROM v") == [("x",)]
+    assert loader.query("PRAGMA user_version") == [(99,)]
 
 
 def test_a_file_that_is_not_a_database(loader: Loader) -> None:
@@ -468,38 +475,12 @@ def test_a_directory_that_is_missing(loader: Loader) -> None:
     assert loader.refuse("--db", "no/x.db", SAMPLE) == f"Error: no/x.db: {what}\n"
 
 
-LOADS: list[list[object]] = [[SAMPLE], ["--dry-run", SAMPLE], ["--plot", "x.png"]]
-CHANGED_RULES = {
-    "valuable_events = 'x_event'": "JSON is malformed: invalid character (byte 0)",
-    "valuable_events = '{}'": "Expected `array`, got `object`",
-    "event_names = '[1]'": "Expected `str`, got `int` - at `$[0]`",
-    "timezone = '/etc/passwd'": (
-        "'/etc/passwd' is not an IANA time zone; "
-        "names are like US/Central, Europe/Berlin, UTC"
-    ),
-    "min_engagement_msec = 'many'": "invalid literal for int() with base 10: 'many'",
-}
-
-
-@pytest.mark.parametrize("change", CHANGED_RULES)
-def test_a_rule_that_was_changed_by_hand(loader: Loader, change: str) -> None:
+def test_a_rule_that_was_changed_by_hand(loader: Loader) -> None:
     loader.load(SAMPLE)
-    loader.execute(f"UPDATE load_log SET {change}")
-    what = f"load_log has a rule that can't be read ({CHANGED_RULES[change]})"
-    said = f"Error: active_user_table.db: {what}; correct the row\n"
-    for args in LOADS:
-        assert loader.refuse(*args) == said
-
-
-def test_a_count_that_was_changed_by_hand(loader: Loader) -> None:
-    """More such rows are in test_plot.py: a load looks only at its own dates."""
-    loader.load(SAMPLE)
-    loader.execute("UPDATE active_user_table SET active_user_count = '12 000'")
-    row = "'2019-12-29', '12 000'"
-    what = f"active_user_table has a row that is not a date and a count: {row}"
-    said = f"Error: active_user_table.db: {what}; correct or delete it\n"
-    for args in LOADS:
-        assert loader.refuse(*args) == said
+    loader.execute("UPDATE load_log SET valuable_events = 'x_event'")
+    what = "DecodeError: JSON is malformed: invalid character (byte 0)"
+    for args in ([SAMPLE], ["--dry-run", SAMPLE], ["--plot", "x.png"]):
+        assert loader.refuse(*args) == f"Error: active_user_table.db: {what}\n"
 
 
 # -- A database of version 1.0.0
@@ -526,8 +507,6 @@ def test_the_first_load_upgrades_a_database(loader: Loader) -> None:
     assert loader.query(columns) == new.query(columns)
     views = "SELECT sql FROM sqlite_master WHERE type = 'view'"
     assert loader.query(views) == new.query(views)
-    version = "PRAGMA user_version"
-    assert loader.query(version) == new.query(version) == [(2,)]
 
 
 def test_the_upgrade_is_part_of_the_load(loader: Loader) -> None:

@@ -76,7 +76,7 @@ def test_dates_where_the_machine_has_no_time_zones(
     options = ["--format", "csv", "--dates", "0001-01-01..9999-12-31"]
     name = loader.file(lines(event(time=timestamp)))
     done = loader.run(*options, name, env={"PYTHONTZPATH": ""}, process=True)
-    report = f"date,active_user_count,added\n{day},1,1\n"
+    report = f"date,active_user_count,added,removed\n{day},1,1,0\n"
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, report, b"")
 
 
@@ -240,6 +240,10 @@ TOO_EARLY = (
     "Error: all active events ({}) are dated before 2000: event_timestamp must be in "
     "microseconds UTC (to load such dates, give --dates)\n"
 )
+TOO_LATE = (
+    "Warning: all active events are dated after tomorrow; "
+    "is this machine's clock right?\n"
+)
 
 
 def test_milliseconds_are_refused(loader: Loader) -> None:
@@ -255,8 +259,10 @@ def test_a_few_wrong_clocks_are_not_refused(loader: Loader) -> None:
     report = loader.load(loader.file(lines(event("a", 0), event("b"))))
     expected = [date_count("2019-12-30", 1, 1)]
     assert (report["dates"], report["out_of_range_events"]) == (expected, 1)
-    report = loader.load(loader.file(lines(event("a", noon("2099-06-12")))))
+    late = loader.file(lines(event("a", noon("2099-06-12"))))
+    report = loader.load(late, warning=TOO_LATE)
     assert (report["dates"], report["out_of_range_events"]) == ([], 1)
+    loader.load("--dates", "..2099-12-31", late)
     milliseconds = loader.file(lines(event("a", NOON // 1000)))
     report = loader.load("--dates", "1970-01-01..", milliseconds)
     assert report["dates"] == [date_count("1970-01-19", 1, 1)]

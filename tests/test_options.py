@@ -11,7 +11,6 @@ import pytest
 from helpers import (
     NOT_AN_OBJECT,
     OTHER_OPTIONS,
-    ROOT,
     SAMPLE,
     SAMPLE_TABLE,
     Loader,
@@ -52,35 +51,36 @@ FROM_ENVIRONMENT: dict[str, tuple[str, list[str], list[str], bytes]] = {
     "workers": ("0", ["--workers", "0"], [], GOOD_ROW),
     "cluster": ("tcp://x:1", ["--cluster", "tcp://x:1"], [], GOOD_ROW),
     "commit_every": ("5", ["--commit-every", "5"], ["--dry-run"], GOOD_ROW),
+    "incremental": ("1", ["--incremental"], [], GOOD_ROW),
     "dry_run": ("1", ["--dry-run"], [], GOOD_ROW),
     "format": ("csv", ["--format", "csv"], [], GOOD_ROW),
     "plot": ("users.svg", ["--plot", "users.svg"], [], GOOD_ROW),
     "quiet": ("yes", ["--quiet"], [], GOOD_ROW),
-    "version": ("1", ["--version"], [], GOOD_ROW),
 }
 OPTIONS = [
     str(option.name)
     for option in load_active_users.main.params
-    if isinstance(option, click.Option)
+    if isinstance(option, click.Option) and option.name != "version"
 ]
 
 
 def outcome(
     directory: Path, args: list[str], data: bytes, env: dict[str, str]
 ) -> tuple[object, ...]:
-    """Return all that a load in an empty directory leaves behind, but for the time."""
+    """Return all that two equal loads leave in an empty directory, but for the time."""
     directory.mkdir()
     loader = Loader(directory)
     is_cluster = "cluster" in str([*args, *env]).lower()  # can't be had with "-"
     source = "-" if is_cluster else loader.file(data)
-    done = loader.run(*args, source, env=env)
+    both = [loader.run(*args, source, env=env) for _ in range(2)]
     names = sorted(path.name for path in directory.iterdir())
     log = []
     if loader.db.exists():
         log = [row[3:] for row in loader.query("SELECT * FROM load_log")]
     rejects = directory / "bad.jsons"
     bad = rejects.read_bytes() if rejects.exists() else b""
-    return done.returncode, done.stdout, done.stderr, names, log, bad
+    ends = [(done.returncode, done.stdout, done.stderr) for done in both]
+    return *ends, names, log, bad
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "progress"])
@@ -137,6 +137,15 @@ def test_version(loader: Loader) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, version, b"")
 
 
+@pytest.mark.parametrize("name", ["VERSION", "HELP"])
+def test_version_and_help_do_not_come_from_the_environment(
+    loader: Loader, name: str
+) -> None:
+    for value in ("1", ""):
+        loader.load(SAMPLE, env={f"LOAD_ACTIVE_USERS_{name}": value})
+        assert loader.table() == SAMPLE_TABLE
+
+
 # -- Usage errors
 
 
@@ -150,9 +159,19 @@ def no_dates(text: str, why: str) -> tuple[list[str], str]:
     return ["--dates", text, "x"], f"Invalid value for '--dates': {text!r}{why}"
 
 
+def ends_early(text: str, dates: str) -> tuple[list[str], str]:
+    what = f"Invalid value for '--dates': {dates} ends before it begins"
+    return ["--dates", text, "x"], what
+
+
 def not_in_range(option: str, value: str, bounds: str) -> tuple[list[str], str]:
     what = f"Invalid value for '{option}': {value} is not in the range {bounds}."
     return [option, value, "x"], what
+
+
+def no_seconds(text: str) -> tuple[list[str], str]:
+    what = f"{text!r} is not a number of seconds from 1 to 1000000"
+    return ["--commit-every", text, "x"], f"Invalid value for '--commit-every': {what}"
 
 
 NOT_FROM_TO = " is not FROM..TO with dates like 2020-01-31"
@@ -172,10 +191,10 @@ USAGE_ERRORS = [
         ["--min-engagement-msec", "3s", "x"],
         "Invalid value for '--min-engagement-msec': '3s' is not a valid integer range.",
     ),
-    not_in_range("--min-engagement-msec", "-1", "0<=x<=1000000000000000"),
-    not_in_range("--max-bad-records", "-1", "0<=x<=1000000000000000"),
+    not_in_range("--min-engagement-msec", "-1", "x>=0"),
+    not_in_range("--max-bad-records", "-1", "x>=0"),
     not_in_range("--workers", "0", "x>=1"),
-    not_in_range("--commit-every", "0.0", "1<=x<=1000000"),
+    *map(no_seconds, ["0.0", "1000001", "5s", "nan"]),
     (
         ["--format", "xml", "x"],
         "Invalid value for '--format': 'xml' is not one of 'table', 'json', 'csv'.",
@@ -189,12 +208,10 @@ USAGE_ERRORS = [
     no_dates("2020-01-01..2020-01-02..2020-01-03", NOT_FROM_TO),
     no_dates("2020-01-01T00:00..2020-01-02", NOT_FROM_TO),
     no_dates("٢020-01-01", NOT_FROM_TO),
-    no_dates("2020-02-30", ": day is out of range for month"),
-    no_dates("..2020-13-01", ": month must be in 1..12"),
-    no_dates(
-        "2020-01-02..2020-01-01", " ends before it begins: 2020-01-02..2020-01-01"
-    ),
-    no_dates("..1999-12-31", " ends before it begins: 2000-01-01..1999-12-31"),
+    no_dates("2020-02-30", NOT_FROM_TO),
+    no_dates("..2020-13-01", NOT_FROM_TO),
+    ends_early("2020-01-02..2020-01-01", "2020-01-02..2020-01-01"),
+    ends_early("..1999-12-31", "2000-01-01..1999-12-31"),
     (
         ["--plot", "x.png", "--dates", "x"],
         f"Invalid value for '--dates': 'x'{NOT_FROM_TO}",
@@ -221,48 +238,49 @@ def test_a_wrong_command_line(loader: Loader, args: list[str], message: str) -> 
     assert loader.refuse(*args, status=2) == usage(message)
 
 
-NOT_LIVE = "--commit-every can't be combined with --replace or --dry-run"
-LIVE_REFUSED: dict[str, tuple[list[object], str]] = {
-    "with --replace": ([5, "--replace", "--dates", "2020-01-01"], NOT_LIVE),
-    "with --dry-run": ([5, "--dry-run"], NOT_LIVE),
+LIVE_REFUSED = {
+    "--replace": ["--replace", "--dates", "2020-01-01"],
+    "--dry-run": ["--dry-run"],
+    "--incremental": ["--incremental"],
+    "--cluster": ["--cluster", "tcp://127.0.0.1:1"],
 }
 
 
-@pytest.mark.parametrize("case", LIVE_REFUSED)
-def test_options_that_commit_every_refuses(loader: Loader, case: str) -> None:
-    options, expected = LIVE_REFUSED[case]
-    assert loader.refuse("--commit-every", *options, "-", status=2) == usage(expected)
+@pytest.mark.parametrize("name", LIVE_REFUSED)
+def test_options_that_commit_every_refuses(loader: Loader, name: str) -> None:
+    args = ["--commit-every", 5, *LIVE_REFUSED[name], SAMPLE]
+    what = f"--commit-every can't be combined with {name}"
+    assert loader.refuse(*args, status=2) == usage(what)
 
 
-@pytest.mark.parametrize(
-    "options", [["-"], ["--commit-every", 5, SAMPLE]], ids=["-", "live"]
-)
-def test_what_a_cluster_cannot_do(loader: Loader, options: list[object]) -> None:
-    what = "--cluster can't be combined with --commit-every or standard input"
-    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", *options, status=2)
-    assert said == usage(what)
+def test_a_cluster_cannot_read_standard_input(loader: Loader) -> None:
+    said = loader.refuse("--cluster", "tcp://127.0.0.1:1", "-", status=2)
+    assert said == usage("--cluster can't be combined with standard input")
 
 
 @pytest.mark.parametrize("url", ["s3://bob:S3CRT@b/x.png", "https:/bob:S3CRT@h/x.png"])
 @pytest.mark.parametrize("option", ["--rejects", "--plot"])
 def test_an_output_is_a_local_file(loader: Loader, option: str, url: str) -> None:
-    said = loader.refuse(option, url, SAMPLE, status=2)
-    assert said == usage(f"{option} must be a local file, not a URL")
+    """A URL is taken for a path: no such directory is there. Its password is hidden."""
+    shown = url.replace("bob:S3CRT@", "")
+    directory = f"{loader.directory}/{shown.replace('//', '/').rpartition('/')[0]}"
+    what = f"there is no directory {directory}; create it first"
+    assert loader.refuse(option, url, SAMPLE) == f"Error: {shown}: {what}\n"
 
 
 # -- What can be known before the scan
 
 
 CHANGED = {  # databases, by what makes them so
-    "later.db": "PRAGMA user_version = 99",
     "other.db": "DROP TABLE load_log; CREATE TABLE load_log (x)",
+    "half.db": "DROP TABLE active_user",
 }
-LATER = "is of a later version of load_active_users.py than {}; use that"
-LATER = LATER.format(load_active_users.__version__)
 OTHER = (
-    "it has no column load_log.load_id of type TEXT: "
-    "it is not one of load_active_users.py; choose another --db"
+    "its table load_log has no column load_id of type TEXT, as in schema.sql; "
+    "choose another --db"
 )
+HALF = "it has a table active_user_table, but no active_user, as in schema.sql; "
+HALF += "choose another --db"
 TWO_RULES = other_rule(f"--timezone UTC {OTHER_OPTIONS}")
 IRREGULAR = "is not a regular file"
 EARLY = [
@@ -286,8 +304,8 @@ EARLY = [
     (["--plot", "fifo.png"], f"fifo.png: {IRREGULAR}; name another"),
     (["--plot", "null.png"], f"null.png: {IRREGULAR}; name another"),
     (["--db", "text"], "text: file is not a database; choose another --db"),
-    (["--db", "later.db"], f"later.db: {LATER}"),
     (["--db", "other.db"], f"other.db: {OTHER}"),
+    (["--db", "half.db"], f"half.db: {HALF}"),
 ]
 
 
@@ -323,7 +341,8 @@ WRONG = [
     ),
     (
         ["--commit-every", "nan"],
-        "Invalid value for '--commit-every': nan is not a number of seconds",
+        "Invalid value for '--commit-every': 'nan' is not a number of seconds "
+        "from 1 to 1000000",
     ),
     (["--cluster", ""], "Invalid value for '--cluster': must not be empty"),
     (["--db", ""], "Invalid value for '--db': must not be empty"),
@@ -365,9 +384,6 @@ NAMES = [  # of the file events.jsons, in the directory HERE
     ("a URL of a link", "events.jsons", "file://HERE/link"),
     ("a URL of the other kind", "events.jsons", "local://HERE/events.jsons"),
     ("a URL with wildcards", "events.jsons", "file://HERE/event?.jsons"),
-    ("a cached URL", "events.jsons", "simplecache::file://HERE/events.jsons"),
-    ("a URL from home", "events.jsons", "file://~/events.jsons"),
-    ("a URL in a directory", "events.jsons", "dir://events.jsons::file://HERE"),
 ]
 
 
@@ -395,12 +411,11 @@ def test_an_output_is_never_an_input(
 
     output, source = named(output), named(source)
     args = ["--max-bad-records", 9, option, output, source]
-    env = {"HOME": str(loader.directory)}
     if {output, source} & STANDARD_INPUT:
         with path.open("rb") as file:
-            done = loader.run(*args, input=file, env=env)
+            done = loader.run(*args, input=file)
     else:
-        done = loader.run(*args, env=env)
+        done = loader.run(*args)
     found = source.replace("?", "s")  # what the wildcards stand for
     what = f"{option} and the input {found} are the same file: {output!r}"
     if option == "--plot" and output == "/dev/stdin":
@@ -414,10 +429,6 @@ def test_an_output_is_never_an_input(
 
 TWICE = [
     (["--rejects", "active_user_table.db"], "--rejects and --db"),
-    (["--rejects", "active_user_table.db-journal"], "--rejects and --db's -journal"),
-    (["--rejects", "active_user_table.db-wal"], "--rejects and --db's -wal"),
-    (["--rejects", "active_user_table.db-shm"], "--rejects and --db's -shm"),
-    (["--rejects", ROOT / "schema.sql"], "--rejects and schema.sql"),
     (["--rejects", "x.png", "--plot", "x.png"], "--plot and --rejects"),
     (["--rejects", "x.png", "--plot", "link.png"], "--plot and --rejects"),
     (["--rejects", "link.png", "--plot", "x.png"], "--plot and --rejects"),
@@ -486,7 +497,7 @@ def test_a_report_is_not_appended_to_its_events(loader: Loader, source: str) -> 
     with (loader.directory / "log").open("wb") as log:
         with loader.start("--format", "csv", "ap", stdout=log, stderr=log) as process:
             assert process.wait(60) == 0
-    rows = b"date,active_user_count,added\n2019-12-30,1,1\n"
+    rows = b"date,active_user_count,added,removed\n2019-12-30,1,1,0\n"
     assert (loader.directory / "log").read_bytes() == rows
 
 

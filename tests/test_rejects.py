@@ -18,7 +18,7 @@ from helpers import (
     event,
     lines,
 )
-from records import BAD_RECORDS
+from records import BAD_RECORDS, malformed
 
 GOOD = lines(event("a"))
 REFUSED = "Error: bad records: {}, more than --max-bad-records 0; nothing was loaded\n"
@@ -61,8 +61,9 @@ def test_other_events_are_not_decoded(loader: Loader, record: bytes) -> None:
 
 def test_validate_decodes_every_line(loader: Loader) -> None:
     name = loader.file(GOOD + b'{"event_name":"x",}')
-    what = "JSON is malformed: trailing comma in object (byte 18)\n"
-    assert loader.refuse("--validate", name) == f"{name}:2: {what}" + REFUSED.format(1)
+    what = malformed("trailing comma in object (byte 18)")
+    said = f"{name}:2: {what}\n{REFUSED.format(1)}"
+    assert loader.refuse("--validate", name) == said
     report = loader.load("--validate", SAMPLE)
     assert (report["engagement_events"], report["bad_records"]) == (75, 0)
 

@@ -30,6 +30,8 @@ def test_the_report_of_the_sample(loader: Loader) -> None:
         "anonymous_events": 0,
         "out_of_range_events": 0,
         "bad_records": 0,
+        "left_out": 0,
+        "skipped_files": 0,
     }
     assert loader.table() == SAMPLE_TABLE
 

@@ -49,10 +49,9 @@ def test_a_signal_ends_a_load(
     assert loader.content() == before
 
 
-@pytest.mark.parametrize(("number", "status", "message"), SIGNALS)
-def test_a_signal_during_the_imports(
-    loader: Loader, number: int, status: int, message: bytes
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports(loader: Loader, number: int) -> None:
+    """It ends the program at once, without a traceback: nothing has been read."""
     stub = loader.directory / "stub"
     stub.mkdir()
     (stub / "click.py").write_text(
@@ -62,7 +61,7 @@ def test_a_signal_during_the_imports(
         assert wait_for((loader.directory / "importing").exists)
         process.send_signal(number)
         out, err = process.communicate(timeout=10)
-    assert (process.returncode, out, err) == (status, b"", b"")
+    assert (process.returncode, out, err) == (-number, b"", b"")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -141,7 +140,7 @@ def test_a_reader_that_had_enough(loader: Loader) -> None:
 
 
 REPORT_LOST = (
-    "Error: the events are loaded, but the report could not be written: "
+    "Error: the report could not be written (the load is done): "
     "No space left on device; free some disk space and load again\n"
 )
 STREAMS = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
@@ -168,7 +167,7 @@ def in_a_shell(
 def test_streams_that_are_closed_or_full(loader: Loader, streams: str) -> None:
     """The load is the same, nothing else gets their descriptors, and what can be said
     is said."""
-    report = "date,active_user_count,added\n2019-12-30,2,2\n"
+    report = "date,active_user_count,added,removed\n2019-12-30,2,2,0\n"
     has_output = not ({">&-", ">/dev/full"} & set(streams.split()))
     has_error = "2>" not in streams
     lost = ">/dev/full" in streams.split()
@@ -200,10 +199,7 @@ def test_streams_that_are_closed_or_full(loader: Loader, streams: str) -> None:
         else ""
     )
     if "<&-" in streams:
-        what = (
-            "Error: -:1: Bad file descriptor; "
-            "give it something to read, or name files\n"
-        )
+        what = "Error: -:1: Bad file descriptor\n"
         assert in_a_shell(loader, streams, "-") == (1, "", what if has_error else "")
     assert loader.content() == content
 

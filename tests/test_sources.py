@@ -220,7 +220,6 @@ def test_a_directory(loader: Loader) -> None:
 
 # -- Other formats
 
-WIDE = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00"  # a zstd frame with a window of 2 GiB
 OBJECTS = [event("a"), event("b")]
 AS_JSON = "export it as newline-delimited JSON"
 
@@ -319,15 +318,6 @@ def test_another_format_through_a_slow_pipe(
 ) -> None:
     done = through_a_slow_pipe(loader, content, first)
     assert (done.returncode, done.stderr.decode()) == (1, f"Error: -:1: {what}\n")
-
-
-def test_a_zstd_window_beyond_the_limit(loader: Loader) -> None:
-    what = (
-        "its zstd window is larger than 128 MiB; decompress it first: zstd -dc"
-        " --long=31"
-    )
-    name = loader.file(WIDE)
-    assert loader.refuse(name) == f"Error: {name}:1: {what}\n"
 
 
 # -- Files that change while they are read
