@@ -1854,13 +1854,15 @@ class SQLite(Database):
     def begin(self, can_write: bool) -> None:
         """Open the file and begin a transaction. A writer waits for its turn.
 
-        A file that a failed first load has created stays, since another process
-        may have opened it.
+        A file that a failed first load has created stays, since another process may
+        have opened it.
         """
         self.can_write = can_write
-        exists = os.path.exists(self.path)
-        if exists and not os.path.isfile(self.path):
-            raise Unusable("is not a regular file; choose another --db")
+        exists = False
+        with contextlib.suppress(FileNotFoundError):
+            exists = stat.S_ISREG(os.stat(self.path).st_mode)
+            if not exists:
+                raise Unusable("is not a regular file; choose another --db")
         if exists or can_write:
             mode = "rwc" if can_write else "rw"  # "rw" reads a read-only file too
             self.connect(f"file:{quote_path(self.path)}?mode={mode}")
@@ -2439,8 +2441,7 @@ class LiveLoad:
     def commit_at_end(self) -> Iterator[None]:
         """Commit what has been read when the load ends, also if it fails.
 
-        The database has as much time as in any load, unless another signal
-        comes.
+        The database has as much time as in any load, unless another signal comes.
         """
         failure = None
         try:
@@ -2452,7 +2453,8 @@ class LiveLoad:
         try:
             self.commit_waiting(LOCK_SECONDS)
         except LoadError as error:
-            raise LoadError(f"{failure}; {error}" if failure else str(error)) from None
+            is_other = failure and str(failure) != str(error)
+            raise LoadError(f"{failure}; {error}" if is_other else str(error)) from None
         if failure:
             raise failure
 
@@ -2833,6 +2835,7 @@ def label_axes(axes: Any, first: int, last: int) -> None:
     days: Any = dates.AutoDateLocator(maxticks=9)
     if span <= MAX_NUMBERED_DAYS:
         days = ticker.FixedLocator(range(first, last + 1))
+        axes.tick_params(axis="x", labelsize=min(10, 100 / span))  # points
     elif span <= 70:
         days = dates.WeekdayLocator(dates.MONDAY)
     axes.xaxis.set_major_locator(days)
@@ -2943,7 +2946,9 @@ def describe_error(error: Any, about_name: str = "") -> str:
     kind = type(error)
     message = getattr(getattr(error, "diag", None), "message_primary", None)  # libpq's
     message = message or getattr(error, "strerror", None) or str(error) or kind.__name__
-    text = hide_secrets(" ".join(message.split()), about_name)[:MAX_MESSAGE]
+    # Redacting a long word takes long: nobody reads more than the start of a message.
+    start = " ".join(message[: 20 * MAX_MESSAGE].split())
+    text = hide_secrets(start, about_name)[:MAX_MESSAGE]
     is_plain = isinstance(error, OSError) or kind.__module__.startswith(PLAIN_MODULES)
     if isinstance(error, FileNotFoundError):
         text = os.strerror(errno.ENOENT)
@@ -2991,23 +2996,25 @@ def redact(name: str) -> str:
         simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
         https://me:S3?CRT@store/a.json          https://...
 
-    "?" ends the place in a URL, unless an "@" follows: then "?" may be part of
-    a password, as in the last one, and everything is hidden.
+    "?" ends the place in a URL, unless an "@" follows: then "?" may be part of a
+    password, as in the last one, and everything is hidden. The same goes for "::",
+    by which fsspec chains URLs, and which stands in IPv6 addresses as well.
     """
     if not re.search(URL_START, name):
         return name
-    shown, *query = re.split(r"[?#]", name, maxsplit=1)
-    may_cut_password = "@" in "".join(query)
+    shown = re.split(r"[?#]", name, maxsplit=1)[0]
+    has_at_in_query = "@" in name[len(shown) :]
     parts = []
-    # fsspec chains URLs by "::", which stands in IPv6 addresses as well.
     for url in re.split(f"(?=::{URL_START})", shown):
         start = re.match(f"(::)?{URL_START}", url)
         scheme = start[0] if start else ""
         place = url[len(scheme) :]
-        if scheme and may_cut_password:
+        user, _, host = place.rpartition("@")
+        has_at_later = "@" in name.partition(url)[2]
+        if scheme and (has_at_in_query or (has_at_later and ":" in place and not user)):
             place = "..."
         elif re.match("[^/]*[:@]", place):
-            place = place.rpartition("@")[2]
+            place = host
         parts.append(scheme + place)
     return "".join(parts)
 
@@ -3133,6 +3140,9 @@ class Stopper:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if IS_SCRIPT:  # the exit status is decided
+                for number in (*STOP_SIGNALS, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)
 
     def handle(self, number: int, frame: object) -> None:
         self.signals.append(number)
@@ -3200,9 +3210,13 @@ def standard_streams() -> Iterator[None]:
 
 
 def flush_or_discard(stream: Any) -> None:
-    """Write what waits in the buffer of a stream, or let it go nowhere."""
+    """Write what waits in the buffer of a stream, or let it go nowhere.
+
+    It may be a pipe that nobody reads.
+    """
     try:
-        stream.flush()
+        with time_limit(STOP_SECONDS):
+            stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -3286,12 +3300,26 @@ def parse_seconds(text: str) -> float:
 
 
 class Command(click.Command):
-    """A command whose messages about its own options show no secrets.
+    """A command with its own errors."""
 
-    A URL with a password may stand after a mistyped option.
-    """
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command, and end without a traceback if a standard stream is full."""
+        more["standalone_mode"] = False
+        try:
+            return super().main(*args, **more)
+        except click.ClickException as error:
+            with contextlib.suppress(OSError):
+                error.show()
+            sys.exit(error.exit_code)
+        except OSError as error:
+            say(f"Error: {describe_error(error)}")
+            sys.exit(1)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Parse the command line.
+
+        A URL with a password may stand after a mistyped option: messages hide it.
+        """
         try:
             return super().make_context(*args, **more)
         except click.ClickException as error:
@@ -3364,11 +3392,11 @@ def check_writable(path: str, may_be_pipe: bool) -> None:
             raise Unusable("is a directory; name a file")
         if not (is_file or may_be_pipe):  # a picture would take its place
             raise Unusable("is not a regular file; name another")
-        for place in (path, directory) if is_file else (path,):
-            if os.path.exists(place) and not os.access(place, os.W_OK):
-                raise Unusable(
-                    f"{place} can't be written; make it writable, or choose another"
-                )
+        advice = "can't be written; make it writable, or choose another"
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise Unusable(advice)
+        if is_file and not os.access(directory, os.W_OK):
+            raise Unusable(f"{directory} {advice}")
 
 
 def check_database(job: Job, may_wait: bool) -> None:

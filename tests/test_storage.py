@@ -323,7 +323,7 @@ def test_a_database_that_can_only_be_read(loader: Loader, closed: Path) -> None:
     done = loader.run_under(WITHOUT_CAPABILITIES, *options, *tried, SAMPLE)
     rows = b"2019-12-29,11,0,0\n2019-12-30,31,0,0\n2019-12-31,22,0,0\n"
     assert done == (0, b"date,active_user_count,added,removed\n" + rows, "")
-    what = f"{loader.db} can't be written; make it writable, or choose another"
+    what = "can't be written; make it writable, or choose another"
     done = loader.run_under(WITHOUT_CAPABILITIES, *options, SAMPLE)
     assert done == (1, b"", f"Error: {loader.db}: {what}\n")
     assert [loader.db.read_bytes(), *closed.iterdir()] == [before, loader.db]
@@ -369,8 +369,8 @@ def test_a_read_only_disk(loader: Loader, disk: Path) -> None:
     loader.load("--db", loader.db, SAMPLE)
     before = loader.db.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    for path, place in ((loader.db, loader.db), (disk / "new.db", disk)):
-        remedy = f"{place} can't be written; make it writable, or choose another"
+    for path, place in ((loader.db, ""), (disk / "new.db", f"{disk} ")):
+        remedy = f"{place}can't be written; make it writable, or choose another"
         assert loader.refuse("--db", path, SAMPLE) == f"Error: {path}: {remedy}\n"
     tried = loader.load("--dry-run", "--db", loader.db, SAMPLE)
     expected = [date_count(day, count, 0) for day, count in SAMPLE_TABLE.items()]
