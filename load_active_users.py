@@ -2897,7 +2897,8 @@ TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
 GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # variable; zonal buckets need "true"
-URL_START = r"[A-Za-z][\w+.-]*:/+"  # also if a slash is missing
+# The start of a URL, also if a slash is missing. A long word is looked at only once.
+URL_START = r"(?<![\w+.-])[A-Za-z][\w+.-]*:/+"
 PLAIN_MODULES = ("sqlite3", "psycopg", __name__)  # whose messages need no class name
 NULL_CONTEXT = contextlib.nullcontext()
 
@@ -2946,9 +2947,7 @@ def describe_error(error: Any, about_name: str = "") -> str:
     kind = type(error)
     message = getattr(getattr(error, "diag", None), "message_primary", None)  # libpq's
     message = message or getattr(error, "strerror", None) or str(error) or kind.__name__
-    # Redacting a long word takes long: nobody reads more than the start of a message.
-    start = " ".join(message[: 20 * MAX_MESSAGE].split())
-    text = hide_secrets(start, about_name)[:MAX_MESSAGE]
+    text = hide_secrets(" ".join(message.split()), about_name)[:MAX_MESSAGE]
     is_plain = isinstance(error, OSError) or kind.__module__.startswith(PLAIN_MODULES)
     if isinstance(error, FileNotFoundError):
         text = os.strerror(errno.ENOENT)
