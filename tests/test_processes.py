@@ -371,7 +371,7 @@ CPUS = {
 @pytest.mark.parametrize(
     ("cpus", "option", "ranges", "expected"), CPUS.values(), ids=CPUS
 )
-def test_the_number_of_workers(
+def test_how_many_workers_there_are(
     monkeypatch: pytest.MonkeyPatch,
     cpus: int,
     option: int | None,
