@@ -331,23 +331,27 @@ def test_tomorrow_is_that_of_the_zone(loader: Loader) -> None:
 # -- Some early events
 
 SOME_EARLY = {
-    "beside one of a usual date": ([0, NOON], 1, ""),
-    "of nobody, beside one of a usual date": ([None, NOON], 1, ""),
-    "beside one after tomorrow": ([0, noon("2099-06-12")], 2, ""),
-    "beside one that is too short": ([NOON, 0], 1, ""),
+    "before one of a usual date": ([event("a", 0), event("a")], 1, 1),
+    "after one of a usual date": ([event("a"), event("a", 0)], 1, 1),
+    "of nobody": ([event(None, 0), event("a")], 1, 1),
+    "beside one of nobody": ([event("a", 0), event(None)], 0, 1),
+    "beside one after tomorrow": (
+        [event("a", 0), event("a", noon("2099-06-12"))],
+        0,
+        2,
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    ("times", "number", "warning"), SOME_EARLY.values(), ids=SOME_EARLY
+    ("events", "added", "number"), SOME_EARLY.values(), ids=SOME_EARLY
 )
 def test_some_early_events_are_not_refused(
-    loader: Loader, times: list[Any], number: int, warning: str
+    loader: Loader, events: list[Any], added: int, number: int
 ) -> None:
-    """Not all of them have the wrong unit."""
-    some = [event(None, 0) if time is None else event("a", time) for time in times]
-    report = loader.load(loader.file(lines(*some)), warning=warning)
-    counted = [date_count("2019-12-30", 1, 1)] if NOON in times else []
+    """Not all of them have the wrong unit. There is no warning either."""
+    report = loader.load(loader.file(lines(*events)))
+    counted = [date_count("2019-12-30", 1, 1)] * added
     assert (report["dates"], report["out_of_range_events"]) == (counted, number)
 
 
