@@ -3,6 +3,7 @@
 import gzip
 import re
 import sqlite3
+import time
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -25,6 +26,7 @@ from helpers import (
     noon,
     readme_blocks,
     usec,
+    when_it_reads,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -555,3 +557,125 @@ def test_weekly_and_monthly_active_users(visits: list[tuple[int, set[str]]]) -> 
             db.executemany("INSERT INTO active_user VALUES (?, ?)", rows)
             query = "SELECT * FROM active_user_trend ORDER BY date"
             assert db.execute(query).fetchall() == oracle.trend(active)
+
+
+# -- Replacing: which users, of which date
+
+
+def test_a_replaced_date_that_only_gains_users_is_no_final_one(loader: Loader) -> None:
+    """The users are stored with their count, so that a later load still adds."""
+    loader.load(loader.file(lines(event("a"))))
+    more = loader.file(lines(event("a"), event("b"), event("c")))
+    report = loader.load("--replace", "--dates", "2019-12-30", more)
+    assert report["dates"] == [date_count("2019-12-30", 3, 2)]
+    assert loader.users() == ["a", "b", "c"]
+    report = loader.load(loader.file(lines(event("d"), event("a"))))
+    assert (report["dates"], report["left_out"]) == (
+        [date_count("2019-12-30", 4, 1)],
+        0,
+    )
+    assert loader.users() == ["a", "b", "c", "d"]
+
+
+REPLACE_BY_A = ["--replace", "--dates", "2019-12-31"]
+NEXT_DAY = {
+    "merged": ([], date_count("2019-12-31", 2, 1)),
+    "merged, tried only": (["--dry-run"], date_count("2019-12-31", 2, 1)),
+    "replaced": (REPLACE_BY_A, date_count("2019-12-31", 1, 1, 1)),
+    "replaced, tried only": (
+        [*REPLACE_BY_A, "--dry-run"],
+        date_count("2019-12-31", 1, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "expected"), NEXT_DAY.values(), ids=NEXT_DAY)
+def test_a_user_of_the_day_before_is_new_on_a_date(
+    loader: Loader, args: list[str], expected: dict[str, Any]
+) -> None:
+    """The day before keeps its users."""
+    loader.load(loader.file(lines(event("a"), event("b"), event("b", NOON + DAY))))
+    report = loader.load(*args, loader.file(lines(event("a", NOON + DAY))))
+    assert report["dates"] == [expected]
+    count = 1 if "--dry-run" in args else expected["active_user_count"]
+    assert loader.table() == {"2019-12-30": 2, "2019-12-31": count}
+    assert loader.users() == ["a", "b"]
+
+
+# -- A database of version 1.1.0
+
+OLD_1_1_0 = (ROOT / "tests" / "database-1.1.0.sql").read_text()
+
+
+def test_a_database_of_version_1_1_0_is_upgraded(loader: Loader) -> None:
+    """It keeps everything, and gets what was added since; its dates count on."""
+    loader.execute(OLD_1_1_0)
+    kept = loader.query("SELECT * FROM load_log ORDER BY rowid")
+    late = [event("late"), event("d", NOON + DAY), event("f", NOON + DAY)]
+    name = loader.file(lines(*late))
+    expected = [date_count("2019-12-30", 2, 0), date_count("2019-12-31", 2, 1)]
+    before = loader.content()
+    assert loader.load("--dry-run", name)["dates"] == expected
+    assert loader.content() == before
+    report = loader.load("--incremental", name)
+    assert (report["dates"], report["left_out"]) == (expected, 1)
+    assert loader.table() == {"2019-12-30": 2, "2019-12-31": 2, "2020-01-01": 2}
+    assert loader.all_users() == {"2019-12-31": {"d", "f"}, "2020-01-01": {"a", "e"}}
+    *old, new = loader.query("SELECT * FROM load_log ORDER BY rowid")
+    assert old == [(*row, 0) for row in kept]  # no files were skipped
+    paths = loader.query("SELECT path, load_id FROM loaded_file")
+    assert paths == [(str(loader.directory.resolve() / name), new[0])]
+    report = loader.load("--incremental", name)
+    assert (report["dates"], report["skipped_files"]) == ([], 1)
+    assert loader.last_log("skipped_files", "lines") == (1, 0)
+
+
+# -- What a load writes down of itself
+
+
+def test_load_log_and_loaded_file_have_utc(loader: Loader) -> None:
+    """Whatever the time zone of the machine, and that of the dates."""
+    name = loader.file(lines(event()))
+    for zone in ("Asia/Tokyo", "America/New_York"):
+        loader.load("--incremental", name, env={"TZ": zone}, process=True)
+        loader.file(lines(event(zone)), name)
+        times = loader.query("SELECT loaded_at FROM loaded_file")
+        assert times == [loader.last_log("loaded_at")]
+        ((loaded_at,),) = times
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", loaded_at)
+        age = datetime.now(UTC) - datetime.fromisoformat(loaded_at)
+        assert abs(age) < timedelta(minutes=30)
+
+
+def test_load_log_has_the_seconds_from_the_start_of_a_run(loader: Loader) -> None:
+    """The input comes to its end after some time, which counts."""
+    began = time.monotonic()
+    with loader.start("-q", "-") as process:
+        when_it_reads(process)
+        reads = time.monotonic()
+        time.sleep(0.6)
+        ends = time.monotonic()
+        assert process.communicate() == (b"", b"")
+    most = time.monotonic() - began
+    (seconds,) = loader.last_log("seconds")
+    assert ends - reads < seconds < most
+
+
+# -- A message that is long
+
+LONG_MESSAGES = {"of many words": "no more users, " * 700_000, "of one": "x" * 10**7}
+
+
+@pytest.mark.parametrize("said", LONG_MESSAGES.values(), ids=LONG_MESSAGES)
+def test_a_long_message_of_the_database_is_cut(loader: Loader, said: str) -> None:
+    """A trigger of an administrator has said 10 MB. It takes no minute to cut them."""
+    loader.load(SAMPLE)
+    loader.execute(
+        f"""CREATE TRIGGER refusal BEFORE INSERT ON active_user
+            BEGIN SELECT RAISE(ABORT, '{said}'); END"""
+    )
+    before = loader.content()
+    name = loader.file(lines(event("new")))
+    done = loader.run_under("timeout --signal=KILL 60", name)
+    assert done == (1, b"", f"Error: active_user_table.db: {said[:500]}\n")
+    assert loader.content() == before

@@ -1,7 +1,7 @@
 """The dates of events: time zones, daylight saving, --dates, wrong clocks."""
 
 import subprocess
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +266,105 @@ def test_a_few_wrong_clocks_are_not_refused(loader: Loader) -> None:
     milliseconds = loader.file(lines(event("a", NOON // 1000)))
     report = loader.load("--dates", "1970-01-01..", milliseconds)
     assert report["dates"] == [date_count("1970-01-19", 1, 1)]
+
+
+# -- --replace beyond the usual dates
+
+
+def days_from(day: date, *numbers: int) -> list[str]:
+    return [str(day + timedelta(number)) for number in numbers]
+
+
+def test_replace_around_2000(loader: Loader) -> None:
+    """Usual dates outside of --dates are merged into; earlier ones do not count."""
+    some = ["1999-12-29", "1999-12-30", "2000-01-02", "2000-01-03", "2019-12-30"]
+    old = loader.file(lines(*(event("old", noon(day)) for day in some)))
+    loader.load("--dates", "1999-01-01..", old)
+    far = days_from(today(), 30)
+    new = lines(*(event("new", noon(day)) for day in [*some, *far]))
+    dates = ["--dates", "1999-12-30..2000-01-02"]
+    report = loader.load("--replace", *dates, loader.file(new))
+    assert report["dates"] == [
+        date_count("1999-12-30", 1, 1, 1),
+        date_count("1999-12-31", 0, 0),
+        date_count("2000-01-01", 0, 0),
+        date_count("2000-01-02", 1, 1, 1),
+        date_count("2000-01-03", 2, 1),
+        date_count("2019-12-30", 2, 1),
+    ]
+    assert (report["active_events"], report["out_of_range_events"]) == (6, 2)
+    assert loader.users("1999-12-29") == ["old"]
+
+
+def test_replace_around_tomorrow(loader: Loader) -> None:
+    """Usual dates outside of --dates are merged into; later ones do not count."""
+    day = today()
+    usual, first, last, later = days_from(day, -9, -1, 5, 6)
+    some = ["1999-12-31", "2000-01-01", usual, first, last, later]
+    old = loader.file(lines(*(event("old", noon(each)) for each in some)))
+    loader.load("--dates", f"1999-01-01..{later}", old)
+    new = loader.file(lines(*(event("new", noon(each)) for each in some)))
+    report = loader.load("--replace", "--dates", f"{first}..{last}", new)
+    assert report["dates"] == [
+        date_count("2000-01-01", 2, 1),
+        date_count(usual, 2, 1),
+        date_count(first, 1, 1, 1),
+        *(date_count(each, 0, 0) for each in days_from(day, 0, 1, 2, 3, 4)),
+        date_count(last, 1, 1, 1),
+    ]
+    assert (report["active_events"], report["out_of_range_events"]) == (6, 2)
+    assert loader.users("1999-12-31") == loader.users(later) == ["old"]
+
+
+# -- Tomorrow at both ends of the world
+
+
+def test_tomorrow_is_that_of_the_zone(loader: Loader) -> None:
+    """At any moment, the date of one of these zones is not that of UTC."""
+    for zone in ("Pacific/Kiritimati", "Etc/GMT+12"):
+        while True:
+            day = today(zone)
+            some = days_from(day, 0, 1, 2)
+            events = [event(time=usec(f"{each}T12:00", zone)) for each in some]
+            name = loader.file(lines(*events))
+            report = loader.load("--dry-run", "--timezone", zone, name)
+            if today(zone) == day:  # else midnight came meanwhile
+                break
+        assert [each["date"] for each in report["dates"]] == some[:2]
+        assert report["out_of_range_events"] == 1
+
+
+# -- Some early events
+
+SOME_EARLY = {
+    "before one of a usual date": ([event("a", 0), event("a")], 1, 1),
+    "after one of a usual date": ([event("a"), event("a", 0)], 1, 1),
+    "of nobody": ([event(None, 0), event("a")], 1, 1),
+    "beside one of nobody": ([event("a", 0), event(None)], 0, 1),
+    "beside one after tomorrow": (
+        [event("a", 0), event("a", noon("2099-06-12"))],
+        0,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("events", "added", "number"), SOME_EARLY.values(), ids=SOME_EARLY
+)
+def test_some_early_events_are_not_refused(
+    loader: Loader, events: list[Any], added: int, number: int
+) -> None:
+    """Not all of them have the wrong unit. There is no warning either."""
+    report = loader.load(loader.file(lines(*events)))
+    counted = [date_count("2019-12-30", 1, 1)] * added
+    assert (report["dates"], report["out_of_range_events"]) == (counted, number)
+
+
+def test_a_file_of_early_events_beside_a_usual_file(loader: Loader) -> None:
+    """All files of a load are judged together."""
+    early = loader.file(lines(event("a", 0), event("b", 1)), "early.jsons")
+    report = loader.load(early, loader.file(lines(event("c"))))
+    assert report["dates"] == [date_count("2019-12-30", 1, 1)]
+    assert report["out_of_range_events"] == 2
+    assert loader.refuse(early) == TOO_EARLY.format(2)

@@ -22,10 +22,14 @@ from typing import IO
 
 import pytest
 from helpers import (
+    DAY,
+    NOON,
     NOT_AN_OBJECT,
     SAMPLE,
+    WITHOUT_CAPABILITIES,
     Loader,
     Process,
+    date_count,
     event,
     lines,
     make_rule,
@@ -953,3 +957,163 @@ def test_memory_and_descriptors_stay_flat(live: Start) -> None:
     assert descriptors == descriptors[:1] * 8
     assert max(sizes[4:]) - max(sizes[:4]) < 1024, sizes
     assert pipe.end() == (0, "", "")
+
+
+# -- Hang-ups, files, early events, a database that may only be read
+
+
+def test_a_hangup_under_nohup_is_ignored_for_good(live: Start, loader: Loader) -> None:
+    """The load has committed something before, and goes on long after."""
+    command = ["nohup", *loader.command("-q", "--commit-every", 1, "-")]
+    loader.command = lambda *_: command  # type: ignore[method-assign]
+    pipe = live()
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    users = ["a"]
+    for user in "bcd":
+        pipe.process.send_signal(signal.SIGHUP)
+        pipe.write(
+            lines(event(user))
+        )  # an ended load might take this, but not the next
+        users.append(user)
+        pipe.await_users(*users)
+    assert pipe.process.poll() is None
+    assert pipe.end() == (0, "", "")
+
+
+def test_after_a_signal_the_later_ranges_of_a_file_are_not_read(
+    loader: Loader,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The signal comes when the second of five ranges has been taken."""
+    rows = [lines(event(f"{number:03}")) for number in range(50)]
+    monkeypatch.setattr("load_active_users.RANGE_BYTES", 10 * len(rows[0]))
+    path = str(loader.directory / loader.file(b"".join(rows)))
+    live = LiveLoad(Job((), "", make_rule()), Intake(), every=1)
+    taken = live.take_batches([path])
+    next(taken)
+    next(taken)
+    live.job.stopper.signals.append(signal.SIGTERM)
+    assert list(taken) == []
+    found = [user for some in live.staging.get_users("2019-12-30") for user in some]
+    assert found == [f"{number:03}" for number in range(20)]
+    what = "may not have been read to its end; later sources not read: 0"
+    assert capfd.readouterr() == ("", f"{path}: {what}\n")
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b'{"event_name":"'], ids=["blanks", "an object"]
+)
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    live: Start, start: bytes
+) -> None:
+    """What came before it is committed."""
+    pipe = live("-q", every=1000, MAX_LINE=2 << 20)
+    pipe.write(lines(event("a")) + start)
+    written = 0
+    with suppress(BrokenPipeError):
+        while written < 64 << 20:
+            pipe.write(b" " * 65_536)
+            written += 65_536
+    assert written < 8 << 20
+    assert pipe.process.wait(30) == 1
+    what = "a line of more than 2 MiB; one event per line is expected"
+    assert (pipe.said(), pipe.users()) == (f"Error: -: {what}\n", ["a"])
+
+
+EARLY = "Warning: all active events are dated before 2000; "
+EARLY += "is event_timestamp in microseconds?\n"
+
+
+@pytest.mark.parametrize(("later", "warning"), [([], EARLY), (["b"], "")])
+def test_an_interval_of_early_events_is_not_refused(
+    live: Start, later: list[str], warning: str
+) -> None:
+    """A warning comes in the end if no later event has a usual date."""
+    pipe = live("--format", "json")
+    pipe.write(lines(event("a", 0), event("a", 1)))
+    assert wait_for(pipe.loader.db.exists)
+    query = "SELECT lines, out_of_range_events FROM load_log"
+    assert wait_for(lambda: has_rows(pipe.loader, query, [(2, 2)]))
+    pipe.write(lines(*map(event, later)))
+    status, out, said = pipe.end()
+    assert (status, said) == (0, warning)
+    report = json.loads(out)
+    assert report["out_of_range_events"] == 2
+    assert report["active_events"] == 2 + len(later)
+    assert pipe.users() == later
+
+
+def has_rows(loader: Loader, query: str, rows: list[tuple[int, ...]]) -> bool:
+    """Return whether a query finds some rows, of tables that may not be there yet."""
+    with suppress(sqlite3.OperationalError):
+        return loader.query(query) == rows
+    return False
+
+
+def test_a_file_is_committed_before_its_end(loader: Loader) -> None:
+    """A bad record in its last range refuses that range alone."""
+    rows = [lines(event(f"{number:03}")) for number in range(50)]
+    sizes = {"RANGE_BYTES": 10 * len(rows[0]), "LIVE_BYTES": 500}
+    name = loader.file(b"".join(rows) + b"bad\n")
+    done = loader.with_constants(**sizes).run("--commit-every", 1000, name)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        f"{name}:51: {NOT_AN_OBJECT}",
+        f"not stored: the last lines that were read (1), up to {name}:51",
+        "Error: bad records: 1, more than --max-bad-records 0; "
+        "nothing was loaded since the last commit",
+    ]
+    assert loader.users() == [f"{number:03}" for number in range(50)]
+    assert loader.query("SELECT lines, added FROM load_log") == [(50, 50)]
+
+
+READ_ONLY = "active_user_table.db: attempt to write a readonly database; "
+READ_ONLY += "make the file and its directory writable, or use another --db"
+
+
+def test_a_database_that_may_only_be_read_for_a_while(loader: Loader) -> None:
+    """What was read is kept, and stored later; one line says so."""
+    command = loader.command("-q", "--commit-every", 1, "-")
+    pipe = Live(loader, [*WITHOUT_CAPABILITIES.split(), *command])
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    loader.db.chmod(0o444)
+    pipe.write(lines(event("b")))
+    pipe.await_said(f"{READ_ONLY}{WAITS}\n")
+    pipe.write(lines(event("c")))
+    pipe.await_read()
+    time.sleep(1.2)  # until c is tried, too
+    assert pipe.users() == ["a"]
+    loader.db.chmod(0o644)
+    pipe.await_users("a", "b", "c")
+    assert pipe.end() == (0, "", f"{READ_ONLY}{WAITS}\n")
+    assert loader.query("SELECT lines, added FROM load_log") == [(3, 3)]
+
+
+def test_users_that_are_left_out_add_up_over_commits(live: Start) -> None:
+    """In the report, and in the row of the log."""
+    pipe = live("--format", "json")
+    loader = pipe.loader
+    pipe.close()
+    assert pipe.end()[0] == 0
+    loader.load(loader.file(lines(event("a"), event("b", NOON + DAY))))
+    loader.execute("DELETE FROM active_user WHERE date = '2019-12-30'")
+    pipe = live("--format", "json")
+    query = "SELECT lines, left_out, added FROM load_log ORDER BY rowid DESC LIMIT 1"
+    pipe.write(lines(event("late"), event("later"), event("new", NOON + DAY)))
+    assert wait_for(lambda: loader.query(query) == [(3, 2, 1)])
+    pipe.write(lines(event("latest")))
+    assert wait_for(lambda: loader.query(query) == [(4, 3, 1)])
+    pipe.write(lines(event("newer", NOON + DAY)))
+    assert wait_for(lambda: loader.query(query) == [(5, 3, 2)])
+    status, out, said = pipe.end()
+    assert (status, said) == (0, "")
+    report = json.loads(out)
+    assert report["left_out"] == 3
+    assert report["dates"] == [
+        date_count("2019-12-30", 1, 0),
+        date_count("2019-12-31", 3, 2),
+    ]
+    assert loader.query(query) == [(5, 3, 2)]

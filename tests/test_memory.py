@@ -148,3 +148,35 @@ def test_merged_runs_are_in_order_and_hold_each_user_once(
         found = list(merge_runs(sorted(runs)))
     assert [user for users in found for user in users] == sorted(set().union(*sets))
     assert all(found)
+
+
+def test_users_of_several_files_overlap_beyond_a_chunk(loader: Loader) -> None:
+    """More than 32,768 users are in memory, and each is taken once, in order."""
+    row = lines(event("USER"))
+    ranges = [range(40_000), range(20_000, 60_000), range(0, 80_000, 2)]
+    names = []
+    for number, users in enumerate(ranges):
+        data = b"".join(row.replace(b"USER", b"%d" % user) for user in users)
+        names.append(loader.file(data, f"{number}.jsons"))
+    everyone = {str(user) for users in ranges for user in users}
+    count = len(everyone)
+    day = "2019-12-30"
+    expected = {"date": day, "active_user_count": count, "added": count, "removed": 0}
+    assert loader.load(*names)["dates"] == [expected]
+    assert loader.users() == sorted(everyone)
+    again = loader.load("--replace", "--dates", day, *names)["dates"]
+    assert again == [expected | {"added": 0}]
+
+
+def test_spilled_users_leave_memory(loader: Loader) -> None:
+    """They would take 100 MB: far more than the program and its chunks of users."""
+    row = lines(event("USER")).replace(b" ", b"")
+    name = loader.file(b"")
+    with (loader.directory / name).open("wb") as file:
+        for start in range(0, 800_000, 1000):
+            users = (b"%0120x" % user for user in range(start, start + 1000))
+            file.write(b"".join(row.replace(b"USER", user) for user in users))
+    options = ["--dry-run", "--workers", 1, "--format", "json"]
+    status, output, megabytes = peak_memory(loader, *options, name)
+    assert (status, json.loads(output)["dates"][0]["added"]) == (0, 800_000)
+    assert megabytes < 130

@@ -708,3 +708,131 @@ def test_a_live_pipe_whose_server_is_a_standby_at_first(tmp_path: Path) -> None:
                 )
     assert (process.returncode, said, err) == (0, f"{shown}: {why}{waits}\n", b"")
     assert users == [("a",)]
+
+
+# -- Tables of the same names in another schema
+
+ELSEWHERE = {
+    "with other columns": """
+        CREATE TABLE other.active_user_table (x TEXT);
+        CREATE TABLE other.active_user (x TEXT);
+        CREATE TABLE other.load_log (x TEXT);
+        CREATE TABLE other.loaded_file (x TEXT);
+        INSERT INTO other.active_user_table VALUES ('theirs');
+        INSERT INTO other.active_user VALUES ('theirs');
+        INSERT INTO other.load_log VALUES ('theirs');
+        INSERT INTO other.loaded_file VALUES ('theirs')""",
+    "with our columns, under another rule": """
+        CREATE TABLE other.active_user_table AS TABLE active_user_table;
+        CREATE TABLE other.active_user AS TABLE active_user;
+        CREATE TABLE other.load_log AS TABLE load_log;
+        CREATE TABLE other.loaded_file AS TABLE loaded_file;
+        UPDATE other.load_log SET timezone = 'UTC', lines = 0;
+        DELETE FROM other.active_user""",
+}
+
+
+@pytest.mark.parametrize("script", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_another_schema_has_tables_of_the_same_names(
+    loader: PostgresLoader, script: str
+) -> None:
+    """Ours are used, and the others stay as they are."""
+
+    def theirs() -> list[Any]:
+        names = ("active_user_table", "active_user", "load_log", "loaded_file")
+        return [
+            loader.query(f"SELECT * FROM other.{name} ORDER BY 1") for name in names
+        ]
+
+    loader.load(SAMPLE)
+    loader.query("CREATE SCHEMA other")
+    loader.query(script)
+    before = theirs()
+    report = loader.load(loader.file(lines(event("new"))))
+    assert report["dates"] == [date_count("2019-12-30", 32, 1)]
+    assert loader.load("--incremental", SAMPLE)["skipped_files"] == 1
+    loader.load("--replace", "--dates", "2019-12-31", loader.file(lines(event("new"))))
+    table = SAMPLE_TABLE | {"2019-12-30": 32, "2019-12-31": 0}
+    assert (loader.table(), theirs()) == (table, before)
+
+
+def test_a_first_load_beside_tables_of_another_schema(loader: PostgresLoader) -> None:
+    """It makes tables of its own."""
+    loader.query("CREATE SCHEMA other")
+    loader.query("CREATE TABLE other.active_user AS SELECT 'theirs' AS x")
+    loader.load(SAMPLE)
+    assert loader.table() == SAMPLE_TABLE
+    assert loader.query(OURS) == [("public",)]
+    assert loader.query("SELECT * FROM other.active_user") == [("theirs",)]
+
+
+# -- A database of version 1.1.0
+
+OLD_1_1_0 = (ROOT / "tests" / "database-1.1.0.postgres.sql").read_text()
+
+
+def test_a_database_of_version_1_1_0_is_upgraded(loader: PostgresLoader) -> None:
+    """It keeps everything, and gets what was added since; its dates count on."""
+    loader.query(OLD_1_1_0)
+    kept = loader.query("SELECT * FROM load_log ORDER BY load_id")
+    late = [event("late"), event("d", NOON + DAY), event("f", NOON + DAY)]
+    name = loader.file(lines(*late))
+    expected = [date_count("2019-12-30", 2, 0), date_count("2019-12-31", 2, 1)]
+    before = loader.content()
+    assert loader.load("--dry-run", name)["dates"] == expected
+    assert loader.content() == before
+    report = loader.load("--incremental", name)
+    assert (report["dates"], report["left_out"]) == (expected, 1)
+    assert loader.table() == {"2019-12-30": 2, "2019-12-31": 2, "2020-01-01": 2}
+    assert loader.all_users() == {"2019-12-31": {"d", "f"}, "2020-01-01": {"a", "e"}}
+    ((path, load_id),) = loader.query("SELECT path, load_id FROM loaded_file")
+    assert path == str(loader.directory.resolve() / name)
+    log = loader.query("SELECT * FROM load_log ORDER BY load_id")
+    old = [row for row in log if row[0] != load_id]
+    assert old == [(*row, 0) for row in kept]  # no files were skipped
+    assert len(log) == 5
+    report = loader.load("--incremental", name)
+    assert (report["dates"], report["skipped_files"]) == ([], 1)
+    [[comment]] = loader.query("SELECT obj_description('load_log'::regclass)")
+    assert comment == "2"  # as it was
+
+
+# -- The view, and a message that is long
+
+
+def test_the_trend_of_dates_whose_users_were_deleted(either: Loader) -> None:
+    """They keep their count. The series of users begins with the first that are left.
+
+    The average is that of the counts.
+    """
+    some = [("a", 0), ("b", 0), ("a", 1), ("c", 1), ("b", 2), ("d", 2), ("d", 3)]
+    either.load(either.file(lines(*(event(u, NOON + n * DAY) for u, n in some))))
+    either.execute("DELETE FROM active_user WHERE date < '2020-01-01'")
+    rows = either.query("SELECT * FROM active_user_trend ORDER BY date")
+    assert [tuple(map(number, row)) for row in rows] == [
+        ("2019-12-30", 2, None, None, None, -1, 2),
+        ("2019-12-31", 2, None, None, None, 0, 2),
+        ("2020-01-01", 2, 2, 2, 1, 1, 2),
+        ("2020-01-02", 1, 2, 2, 0.5, 2, 1.8),
+    ]
+    either.execute("DELETE FROM active_user")
+    rows = either.query("SELECT * FROM active_user_trend ORDER BY date")
+    assert [tuple(map(number, row)) for row in rows] == [
+        ("2019-12-30", 2, None, None, None, None, 2),
+        ("2019-12-31", 2, None, None, None, None, 2),
+        ("2020-01-01", 2, None, None, None, None, 2),
+        ("2020-01-02", 1, None, None, None, None, 1.8),
+    ]
+
+
+def test_a_long_message_of_the_server_is_cut(loader: PostgresLoader) -> None:
+    """A trigger of an administrator has said 10 MB."""
+    loader.load(SAMPLE)
+    loader.query("""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE EXCEPTION '%', repeat('no more users, ', 700000);
+        END $$;
+        CREATE TRIGGER refusal BEFORE INSERT ON active_user
+            FOR EACH ROW EXECUTE FUNCTION refuse()""")
+    said = loader.refuse(loader.file(lines(event("new"))))
+    assert said == f"Error: {loader.shown}: {('no more users, ' * 40)[:500]}\n"

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -24,7 +25,10 @@ from helpers import (
     SAMPLE_TABLE,
     TERMINATED,
     Loader,
+    Process,
     is_alive,
+    make_dates,
+    make_rule,
     numbered_sample,
     wait_for,
     workers_of,
@@ -330,3 +334,116 @@ def test_the_sample_needs_no_heavy_import(loader: Loader) -> None:
     imported = {name.strip() for _, _, name in rows}
     assert {"click", "msgspec", "stringzilla"} <= imported
     assert not imported & HEAVY
+
+
+# -- How many workers there are
+
+CPUS = {
+    # processors, --workers, ranges; the workers, or 0 if the load scans by itself
+    "one processor": (1, None, 50, 0),
+    "some": (3, None, 50, 3),
+    "as many as the most": (16, None, 50, 16),
+    "more than the most": (17, None, 50, 16),
+    "very many": (200, None, 50, 16),
+    "fewer ranges": (8, None, 5, 5),
+    "as --workers says": (3, 2, 50, 2),
+    "more than processors": (3, 7, 50, 7),
+    "more than the most by default": (3, 40, 50, 40),
+    "one": (8, 1, 50, 0),
+    "more than ranges": (3, 40, 5, 5),
+}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "option", "ranges", "expected"), CPUS.values(), ids=CPUS
+)
+def test_how_many_workers_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    option: int | None,
+    ranges: int,
+    expected: int,
+) -> None:
+    """--workers goes before the processors, of which 16 are used by default."""
+    started: list[int] = []
+
+    def start(parts: list[Any], scanner: Any, workers: int) -> Any:
+        started.append(workers)
+        return iter(())
+
+    monkeypatch.setattr(load_active_users, "count_cpus", lambda: cpus)
+    monkeypatch.setattr(load_active_users, "scan_in_processes", start)
+    parts = [load_active_users.Range("x", 0, 1, size=1 << 30)] * ranges
+    scanner = load_active_users.Scanner(make_rule(), make_dates())
+    load_active_users.scan(parts, scanner, option, None)
+    assert started == ([expected] if expected else [])
+
+
+QUOTAS = {
+    "one and a half processors": ("150000 100000\n", 2),
+    "half of one": ("50000 100000\n", 1),
+    "as many as there are": ("max 100000\n", 4),
+    "more than there are": ("900000 100000\n", 4),
+    "no such file": (None, 4),
+}
+
+
+@pytest.mark.parametrize(("quota", "expected"), QUOTAS.values(), ids=QUOTAS)
+def test_the_processors_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, expected: int
+) -> None:
+    """Of eight, four may be used by the process, and its cgroup may have a quota."""
+    path = tmp_path / "cpu.max"
+    if quota:
+        path.write_text(quota)
+
+    def open_other(name: str, **more: Any) -> Any:
+        assert name == "/sys/fs/cgroup/cpu.max"
+        return path.open(**more)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 5, 7})
+    monkeypatch.setattr(load_active_users, "open", open_other, raising=False)
+    assert load_active_users.count_cpus() == expected
+
+
+def test_a_load_that_may_use_one_processor_starts_no_worker(
+    loader: Loader, good: Path
+) -> None:
+    """Unless --workers tells it to: then it may start none, and says so."""
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("needs several processors")
+    (cpu, *_) = sorted(os.sched_getaffinity(0))
+    under = f"taskset --cpu-list {cpu} prlimit --nofile=8"
+    assert loader.run_under(under, "-q", good) == (0, b"", "")
+    assert loader.table() == SAMPLE_TABLE
+    status, out, _ = loader.run_under(under, "-q", "--workers", 2, good)
+    assert (status, out) == (1, b"")
+
+
+# -- A worker without its parent
+
+ENDLESS = """
+def scan(part):
+    open(f"begun-{os.getpid()}", "w").close()
+    while True:
+        time.sleep(0.01)
+        yield Batch()
+
+list(scan_in_processes([Range("x", size=1), Range("y", size=1)], scan, 2))
+"""
+
+
+def test_an_orphan_does_not_finish_its_range(tmp_path: Path) -> None:
+    """It has nothing to send for long, but sees that its parent is no more."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCANNING + ENDLESS]
+    with Process(command, cwd=tmp_path, env=env) as process:
+        pids = workers_of(process)
+        files = [tmp_path / f"begun-{pid}" for pid in pids]
+        began = wait_for(lambda: all(file.exists() for file in files))
+        process.kill()
+    ended = wait_for(lambda: not any(map(is_alive, pids)), 10)
+    for pid in filter(is_alive, pids):
+        os.kill(pid, signal.SIGKILL)
+    assert (began, ended) == (True, True)

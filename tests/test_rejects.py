@@ -5,6 +5,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import (
@@ -200,3 +201,89 @@ def test_a_full_disk_for_the_rejects(loader: Loader, disk: Path) -> None:
             f"bad:1: {NOT_AN_OBJECT}\nError: {path}: {full}\n"
         )
     assert not loader.db.exists()
+
+
+# -- Line numbers in the middle of a file
+
+
+IN_SMALL_PARTS: dict[str, object] = {
+    "BLOCK_BYTES": 500,
+    "BATCH_BYTES": 2000,
+    "RANGE_BYTES": 5000,
+    "POOL_MIN_BYTES": 1,
+}
+NUMBERED = [b'{"x":"%080d"}' % number for number in range(1, 501)]
+NUMBERED[122:500:123] = [b"bad"] * 4  # lines 123, 246, 369 and 492
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["ranges", "one range", "a pipe"])
+def test_a_line_number_counts_the_batches_and_ranges_before(
+    loader: Loader, kind: str, workers: int
+) -> None:
+    """After one file, the next begins with 1."""
+    data = lines(*NUMBERED)
+    packed = gzip.compress(data) if kind == "one range" else data
+    name = loader.file(packed)
+    other = loader.with_constants(**IN_SMALL_PARTS)
+    names = [name, "-"] if kind == "a pipe" else [name, name]
+    done = other.run("--workers", workers, *names, input=data)
+    places = [f"{each}:{n}" for each in names for n in (123, 246, 369, 492)]
+    said = "".join(f"{place}: {NOT_AN_OBJECT}\n" for place in places)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == said + REFUSED.format(8)
+
+
+LATE_ERRORS = {
+    # how it comes, the program's constants, the place that is named
+    "in one range": (gzip.compress, {}, "x:499"),
+    "in a later range": (bytes, {"RANGE_BYTES": 5000}, "x"),
+    "in the first range": (bytes, {"RANGE_BYTES": 10**9}, "x:499"),
+}
+
+
+@pytest.mark.parametrize(
+    ("compress", "constants", "place"), LATE_ERRORS.values(), ids=LATE_ERRORS
+)
+def test_a_line_that_cannot_be_read_has_a_number_if_it_is_known(
+    loader: Loader, compress: Any, constants: dict[str, object], place: str
+) -> None:
+    """It lies behind some batches. How many lines other ranges have is not known."""
+    data = lines(*NUMBERED[:6] * 83)  # six lines are a block
+    name = loader.file(compress(data + b'{"x":"' + b"x" * 3_000_000 + b'"}'), "x")
+    sizes = {"BLOCK_BYTES": 500, "BATCH_BYTES": 2000, "MAX_LINE": 1 << 20}
+    done = loader.with_constants(**sizes, **constants).run(name)
+    what = "a line of more than 1 MiB; one event per line is expected"
+    said = f"Error: {place}: {what}\n"
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", said)
+
+
+# -- Long values in messages
+
+LONG_VALUE = "x" * 1_000_000
+LONG_VALUES = {
+    "event_timestamp is not an integer": event(time=LONG_VALUE),
+    "engagement_time_msec is not an integer": event(msec=LONG_VALUE),
+    "event_params must be a list": event(event_params=LONG_VALUE),
+    "event_params[0] must be an object": event(event_params=[LONG_VALUE]),
+    "event_params[0].value must be an object": event(
+        event_params=[{"key": "a", "value": LONG_VALUE}]
+    ),
+    "event_params[1].key must be a string": event(key=[LONG_VALUE]),
+    "user_pseudo_id must be a string": event([LONG_VALUE]),
+}
+
+
+@pytest.mark.parametrize("what", LONG_VALUES)
+def test_a_long_value_is_cut_in_the_message(loader: Loader, what: str) -> None:
+    """Of a value that is no user, sixty characters are shown."""
+    name = loader.file(GOOD + lines(LONG_VALUES[what]))
+    value = '["' if "must be a string" in what else '"'
+    shown = f"{value}{LONG_VALUE}"[:60]
+    assert loader.refuse(name) == f"{name}:2: {what}: {shown}\n{REFUSED.format(1)}"
+
+
+def test_a_long_time_beyond_the_calendar_is_cut_in_the_message(loader: Loader) -> None:
+    name = loader.file(GOOD + lines(event(time="9" * 4000)))
+    what = f"event_timestamp is beyond the calendar: {'9' * 60}"
+    assert loader.refuse(name) == f"{name}:2: {what}\n{REFUSED.format(1)}"

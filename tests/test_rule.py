@@ -9,6 +9,7 @@ import pytest
 from helpers import (
     HOUR,
     NOON,
+    OTHER_OPTIONS,
     SAMPLE,
     SAMPLE_TABLE,
     Loader,
@@ -293,3 +294,57 @@ def test_two_names_of_one_zone_are_one_zone(
         "SELECT timezone, count(*) FROM load_log GROUP BY 1 ORDER BY 2"
     )
     assert counted == [(zones[1], 1), (zones[0], 2)]
+
+
+# -- Several engagement times in one event
+
+SHORT_TIMES = {
+    "two whose sum is long enough": [2000, 2000],
+    "many whose sum is long enough": [2999] * 50,
+    "with one that is negative": [2999, -1, "2999"],
+    "as texts": ["2000", "2000"],
+    "of which one is null": [None, 2000, 2000],
+}
+
+
+@pytest.mark.parametrize("times", SHORT_TIMES.values(), ids=SHORT_TIMES)
+@pytest.mark.parametrize("others", [0, 20])
+def test_engagement_times_are_not_added_up(
+    loader: Loader, times: list[Any], others: int
+) -> None:
+    """Also beside many usual events."""
+    pairs = [("engagement_time_msec", {"int_value": value}) for value in times]
+    short = event("short", event_params=params(*pairs, ("x_event", {"int_value": 1})))
+    usual = [event(f"u{number}") for number in range(others)]
+    report = loader.load(loader.file(lines(*usual, short, *usual)))
+    counted = [date_count("2019-12-30", others, others)] if others else []
+    assert report["dates"] == counted
+    assert report["engagement_events"] == 2 * others + 1
+    assert report["active_events"] == 2 * others
+
+
+# -- Zones that are the same for a while
+
+UNLIKE_ZONES = {
+    "from 1991 to 2006": ("US/Central", "America/Indiana/Knox"),
+    "until 2010": ("US/Central", "America/North_Dakota/Beulah"),
+    "in summer": ("US/Central", "America/Regina"),
+    "in winter": ("Australia/Brisbane", "Australia/Sydney"),
+    "from 1996 to 2006": ("Asia/Kolkata", "Asia/Colombo"),
+    "for some weeks of the year": ("Europe/Athens", "Africa/Cairo"),
+    "since 2016": ("Europe/Moscow", "Europe/Volgograd"),
+}
+
+
+@pytest.mark.parametrize("zones", UNLIKE_ZONES.values(), ids=UNLIKE_ZONES)
+def test_zones_that_differ_at_some_dates_are_two(
+    loader: Loader, zones: tuple[str, str]
+) -> None:
+    """Neither may follow the other."""
+    for number, (kept, tried) in enumerate((zones, zones[::-1])):
+        loader.db = loader.directory / f"{number}.db"
+        options = ["--db", loader.db.name]
+        loader.load(*options, "--timezone", kept, SAMPLE)
+        rules = [f"--timezone {zone} {OTHER_OPTIONS}" for zone in (tried, kept)]
+        said = f"Error: {loader.db.name}: {other_rule(*rules)}\n"
+        assert loader.refuse(*options, "--timezone", tried, SAMPLE) == said
