@@ -34,6 +34,7 @@ from helpers import (
     workers_of,
 )
 
+import load_active_users
 from load_active_users import POOL_MIN_BYTES
 
 KILLED = "Error: a scanning process was killed (out of memory?); try fewer --workers\n"
