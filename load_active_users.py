@@ -1305,6 +1305,7 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
             connection.send(range_)
             return connection
 
+        is_lost = False
         try:
             ahead = QUEUE_PER_WORKER * workers
             for range_, connection in submit_ahead(ranges, send, ahead):
@@ -1312,9 +1313,13 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
                     yield range_, batch
                 queued[connection] -= 1
         except (EOFError, OSError):
+            is_lost = True
+        # Not within "except": Python 3.13 would complain on standard error about the
+        # buffer that the exception keeps.
+        if is_lost:
             raise LoadError(
                 "a scanning process was killed (out of memory?); try fewer --workers"
-            ) from None
+            )
 
 
 class Answer(NamedTuple):
