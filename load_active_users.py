@@ -3138,7 +3138,7 @@ class Stopper:
             word = "Interrupted" if stopped.number == signal.SIGINT else "Terminated"
             start = "\n" if sys.stderr.isatty() else ""  # after the "^C" on a terminal
             # Standard error may be a pipe that nobody reads.
-            with contextlib.suppress(TimeoutError), time_limit(STOP_SECONDS):
+            with contextlib.suppress(OSError), time_limit(STOP_SECONDS):
                 click.echo(f"{start}{word}: {self.outcome}", err=True)
             raise
         finally:
