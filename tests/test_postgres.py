@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import oracle
 import psycopg
@@ -722,3 +723,108 @@ def test_a_live_pipe_whose_server_is_a_standby_at_first(tmp_path: Path) -> None:
                 )
     assert (process.returncode, said, err) == (0, f"{shown}: {why}{waits}\n", b"")
     assert users == [("a",)]
+
+
+# -- What an administrator refuses
+
+OPT_OUT = {  # people whom a trigger ignores
+    "SQLite": """
+        CREATE TABLE opted_out (id TEXT);
+        INSERT INTO opted_out VALUES ('out'), ('out too');
+        CREATE TRIGGER ignore_opted_out BEFORE INSERT ON active_user
+        WHEN new.user_pseudo_id IN (SELECT id FROM opted_out)
+        BEGIN SELECT RAISE(IGNORE); END;
+    """,
+    "PostgreSQL": """
+        CREATE TABLE opted_out (id TEXT);
+        INSERT INTO opted_out VALUES ('out'), ('out too');
+        CREATE FUNCTION ignore_opted_out() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            IF new.user_pseudo_id IN (SELECT id FROM opted_out) THEN
+                RETURN NULL;
+            END IF;
+            RETURN new;
+        END $$;
+        CREATE TRIGGER ignore_opted_out BEFORE INSERT ON active_user
+        FOR EACH ROW EXECUTE FUNCTION ignore_opted_out();
+    """,
+}
+
+
+def test_people_who_opted_out_are_not_counted(either: Loader) -> None:
+    """The count is that of the users who are kept; so the date does not look final."""
+    kind = "PostgreSQL" if isinstance(either, PostgresLoader) else "SQLite"
+    either.load("--dates", "2000-01-01", either.file(lines(event("nobody"))))
+    either.execute(OPT_OUT[kind])
+    day = "2019-12-30"
+    replace = ["--replace", "--dates", day]
+    loads: list[tuple[list[str], list[str], list[str], tuple[int, int]]] = [
+        # options, users of the load, users that are kept, added and removed
+        ([], ["a", "b", "out"], ["a", "b"], (2, 0)),
+        ([], ["c", "out", "out too"], ["a", "b", "c"], (1, 0)),
+        ([], ["out"], ["a", "b", "c"], (0, 0)),
+        ([], ["a", "b", "c", "d", "out"], ["a", "b", "c", "d"], (1, 0)),
+        (replace, ["a", "e", "out"], ["a", "e"], (1, 3)),
+        (replace, ["a", "e", "out"], ["a", "e"], (0, 0)),
+        (replace, ["out", "out too"], [], (0, 2)),
+        ([], ["f", "out"], ["f"], (1, 0)),
+    ]
+    for options, users, kept, (added, removed) in loads:
+        report = either.load(*options, either.file(lines(*map(event, users))))
+        assert either.users() == kept
+        assert either.table()[day] == len(kept)
+        expected = date_count(day, len(kept), added, removed)
+        assert (report["dates"], report["left_out"]) == ([expected], 0)
+    query = "SELECT sum(added - removed) FROM load_log"
+    assert int(either.query(query)[0][0]) == 1
+
+
+def test_row_security_that_hides_users_from_the_loader(loader: PostgresLoader) -> None:
+    """Counts of what is shown would be wrong: the load is refused."""
+    loader.load(SAMPLE)
+    role = f"limited_{loader.name}"
+    url = loader.url.replace("loader:", f"{role}:")
+    shown = loader.query("SELECT min(user_pseudo_id) FROM active_user")[0][0]
+    loader.query(f"CREATE ROLE {role} LOGIN PASSWORD 'p@ss'")
+    loader.query(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    name = loader.file(lines(event("new"), event("new", NOON - DAY)))
+    assert loader.load("--db", url, "--dry-run", name)["dates"][1]["added"] == 1
+
+    tables = ("active_user", "active_user_table", "load_log", "loaded_file")
+    for table in tables:
+        loader.query(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        policy = "true"
+        if table == "active_user":
+            policy = f"user_pseudo_id = '{shown}'"
+        loader.query(f"CREATE POLICY some ON {table} USING ({policy})")
+        before = loader.content()
+        what = (
+            f'query would be affected by row-level security policy for table "{table}"'
+        )
+        for options in ([], ["--dry-run"], ["--replace", "--dates", "2019-12-30"]):
+            said = loader.refuse("--db", url, *options, name)
+            assert said.startswith(f"Error: {loader.shown}: "), said
+            if table == "active_user":
+                assert what in said
+        assert loader.content() == before
+        loader.query(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+    loader.load("--db", url, name)
+    assert loader.table() == SAMPLE_TABLE | {"2019-12-29": 12, "2019-12-30": 32}
+
+
+@pytest.mark.parametrize("is_encoded", [False, True], ids=["as it is", "encoded"])
+@pytest.mark.parametrize("password", ["a#b", "a?b", "a[b", "a]b", "a\\b", "#?[]\\&=:"])
+def test_passwords_of_unusual_characters(
+    loader: PostgresLoader, password: str, is_encoded: bool
+) -> None:
+    """libpq takes them as they are; only @, / and % must be encoded."""
+    role = f"special_{loader.name}"
+    loader.query(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+    loader.query(f"GRANT ALL ON SCHEMA public TO {role}")
+    inside = quote(password, safe="") if is_encoded else password
+    url = loader.url.replace("loader:p%40ss", f"{role}:{inside}")
+    loader.load("--db", url, SAMPLE)
+    assert loader.table() == SAMPLE_TABLE
+    done = loader.run("--db", url, "--plot", "x.svg")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert loader.query("SELECT sources FROM load_log") == [(f'["{SAMPLE}"]',)]

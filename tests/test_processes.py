@@ -1,6 +1,7 @@
 """Processes that scan: they change no result, share the work, and end with the load."""
 
 import gzip
+import io
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -25,6 +27,8 @@ from helpers import (
     TERMINATED,
     Loader,
     is_alive,
+    make_dates,
+    make_rule,
     numbered_sample,
     wait_for,
     workers_of,
@@ -343,3 +347,68 @@ def test_the_sample_needs_no_heavy_import(loader: Loader) -> None:
     imported = {name.strip() for _, _, name in rows}
     assert {"click", "msgspec", "stringzilla"} <= imported
     assert not imported & HEAVY
+
+
+# -- How many processes
+
+
+QUOTAS = [  # cpu.max of a cgroup, processors of the machine, processors to use
+    ("50000 100000", 8, 1),
+    ("100000 100000", 8, 1),
+    ("150000 100000", 8, 2),
+    ("250000 50000", 8, 5),
+    ("max 100000", 8, 8),
+    ("6400000 100000", 8, 8),
+    ("", 8, 8),
+    (None, 8, 8),
+    ("max 100000", 1, 1),
+]
+
+
+@pytest.mark.parametrize(("quota", "cpus", "expected"), QUOTAS)
+def test_a_container_may_use_fewer_processors(
+    monkeypatch: pytest.MonkeyPatch, quota: str | None, cpus: int, expected: int
+) -> None:
+    opened = []
+
+    def read_quota(name: str, **_: Any) -> io.StringIO:
+        opened.append(name)
+        if quota is None:
+            raise FileNotFoundError(name)
+        return io.StringIO(f"{quota}\n")
+
+    monkeypatch.setattr(load_active_users, "open", read_quota, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    assert load_active_users.count_cpus() == expected
+    assert opened == ["/sys/fs/cgroup/cpu.max"]
+
+
+@pytest.mark.parametrize(
+    ("option", "cpus", "ranges", "expected"),
+    [
+        (None, 64, 40, load_active_users.MAX_WORKERS),
+        (None, 3, 40, 3),
+        (None, 64, 5, 5),
+        (40, 2, 50, 40),
+    ],
+)
+def test_how_many_workers_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+    option: int | None,
+    cpus: int,
+    ranges: int,
+    expected: int,
+) -> None:
+    """As many as there are processors, 16 at most, unless an option says otherwise."""
+    started = []
+
+    def note(_ranges: Any, _scanner: Any, workers: int) -> None:
+        started.append(workers)
+
+    monkeypatch.setattr(load_active_users, "scan_in_processes", note)
+    monkeypatch.setattr(load_active_users, "count_cpus", lambda: cpus)
+    parts = [load_active_users.Range("x", 0, 1, size=POOL_MIN_BYTES)] * ranges
+    scanner = load_active_users.Scanner(make_rule(), make_dates())
+    load_active_users.scan(parts, scanner, option, None)
+    assert started == [expected]
+    assert load_active_users.MAX_WORKERS <= 16

@@ -373,3 +373,43 @@ def test_invalid_settings_of_the_progress_bar(loader: Loader) -> None:
     env = {"TQDM_MININTERVAL": "x"}
     said = loader.refuse("--progress", SAMPLE, env=env, process=True)
     assert said == f"Error: the progress bar (TQDM_ variables): {what}\n"
+
+
+# -- The same columns and keys in every load
+
+
+def test_every_load_has_the_same_columns_and_keys(loader: Loader) -> None:
+    """Whatever reads them need not know how it was loaded."""
+    name = loader.file(lines(event("a"), event("b")))
+    other = loader.file(lines(event("c"), event("d"), event("e")), "other.jsons")
+    dates = ["--dates", "2019-12-30..2019-12-30"]
+    header = "date,active_user_count,added,removed"
+    tallies = ["lines", "engagement_events", "active_events", "anonymous_events"]
+    tallies += ["out_of_range_events", "bad_records", "left_out", "skipped_files"]
+    loads: list[tuple[list[str], list[str]]] = [
+        (["--dry-run", name], ["2019-12-30,2,2,0"]),
+        ([name], ["2019-12-30,2,2,0"]),
+        (["--dry-run", "--replace", *dates, other], ["2019-12-30,3,3,2"]),
+        (["--replace", *dates, other], ["2019-12-30,3,3,2"]),
+        (["--incremental", other], []),
+        (["--commit-every", "1000", name], ["2019-12-30,5,2,0"]),
+        ([loader.file(lines(event("x", event_name="user_engagement", msec=1)))], []),
+    ]
+    database = loader.db
+    for number, (args, rows) in enumerate(loads):
+        before = database.read_bytes() if database.exists() else b""
+        done = loader.run("--format", "csv", *args)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode().splitlines() == [header, *rows]
+        loader.db.unlink(missing_ok=True)  # once more
+        if before:
+            database.write_bytes(before)
+        report = loader.load(*args)
+        assert list(report) == ["dates", *tallies]
+        expected = [list(day.values()) for day in report["dates"]]
+        assert [",".join(map(str, day)) for day in expected] == rows
+        assert {tuple(day) for day in report["dates"]} <= {tuple(header.split(","))}
+        assert (report["left_out"], report["skipped_files"]) == (0, int(number == 4))
+
+    loader.execute("DELETE FROM active_user")
+    assert loader.load(loader.file(lines(event("z"))))["left_out"] == 1
