@@ -784,6 +784,43 @@ def test_people_who_opted_out_are_not_counted(either: Loader) -> None:
     assert int(either.query(query)[0][0]) == 1
 
 
+DELETED = {  # people whom a trigger deletes
+    "SQLite": """
+        CREATE TRIGGER delete_opted_out AFTER INSERT ON active_user
+        WHEN new.user_pseudo_id LIKE 'out%'
+        BEGIN DELETE FROM active_user WHERE user_pseudo_id LIKE 'out%'; END;
+    """,
+    "PostgreSQL": """
+        CREATE FUNCTION delete_opted_out() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            DELETE FROM active_user WHERE user_pseudo_id LIKE 'out%';
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER delete_opted_out AFTER INSERT ON active_user
+        FOR EACH STATEMENT EXECUTE FUNCTION delete_opted_out();
+    """,
+}
+
+
+def test_people_whom_a_trigger_deletes_are_not_counted(either: Loader) -> None:
+    kind = "PostgreSQL" if isinstance(either, PostgresLoader) else "SQLite"
+    either.load("--dates", "2000-01-01", either.file(lines(event("nobody"))))
+    either.execute(DELETED[kind])
+    replace = ["--replace", "--dates", "2019-12-30"]
+    loads: list[tuple[list[str], list[str], list[str]]] = [
+        ([], ["a", "b", "out"], ["a", "b"]),
+        ([], ["c", "out", "out too"], ["a", "b", "c"]),
+        (replace, ["a", "d", "out"], ["a", "d"]),
+        ([], ["e", "out"], ["a", "d", "e"]),
+    ]
+    for options, users, kept in loads:
+        report = either.load(*options, either.file(lines(*map(event, users))))
+        assert either.users() == kept
+        assert either.table() == {"2019-12-30": len(kept)}
+        assert report["dates"][0]["active_user_count"] == len(kept)
+        assert report["left_out"] == 0
+
+
 def test_row_security_that_hides_users_from_the_loader(loader: PostgresLoader) -> None:
     """Counts of what is shown would be wrong: the load is refused."""
     loader.load(SAMPLE)
@@ -908,8 +945,9 @@ def standby(tmp_path: Path, own_server: PostgresServer) -> Iterator[Standby]:
 
 
 def read_line(process: Process) -> str:
-    """Return the next line on standard error."""
+    """Return the next line on standard error, which must come within two minutes."""
     assert process.stderr
+    assert wait_for(lambda: unread(process.stderr), 120), "it says nothing"
     return process.stderr.readline().decode()
 
 
@@ -1094,19 +1132,21 @@ def test_a_signal_during_commit(standby: Standby) -> None:
 
 
 def test_a_signal_before_commit(loader: PostgresLoader) -> None:
-    """The users have been stored, and the log waits for a lock. All is rolled back."""
+    """It is storing users, and waits for another who stores one. All is rolled
+    back."""
     loader.load(loader.file(lines(event("before"))))
+    name = loader.file(lines(event("a", NOON - DAY), event("new")))
     with psycopg.connect(loader.url) as other:
-        other.execute("LOCK TABLE load_log IN EXCLUSIVE MODE")
-        with loader.start(SAMPLE) as process:
+        other.execute(LOCKS["rows of users"].encode())
+        with loader.start(name) as process:
             assert waits(other)
             process.terminate()
             out, err = process.communicate(timeout=30)
         other.rollback()
     assert (process.returncode, out, err) == (143, b"", TERMINATED)
-    assert wait_for(lambda: not loader.query(f"{LOADER_WAITS} 'ClientRead'"))
+    assert wait_for(lambda: not loader.query(f"{LOADER_WAITS} 'transactionid'"))
     assert loader.table() == {"2019-12-30": 1}
-    assert loader.users() == ["before"]
+    assert loader.all_users() == {"2019-12-30": {"before"}}
 
 
 # -- What a live load outlives
