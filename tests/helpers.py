@@ -486,6 +486,30 @@ class Loader:
         return self.query(query)[0]
 
 
+# A process never shows less peak memory than its parent had: this one is small.
+MEASURE = """
+import os, sys
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)
+print(usage.ru_maxrss // 1024, os.waitstatus_to_exitcode(status))
+"""
+
+
+def peak_memory(loader: Loader, *args: object) -> tuple[int, bytes, int]:
+    """Return the exit status, the output and the peak memory in MB of a load."""
+    command = [sys.executable, "-ISc", MEASURE, *loader.command(*args)]
+    done = subprocess.run(
+        command,
+        cwd=loader.directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=True,
+        timeout=300,
+    )
+    output, measured = done.stdout.rstrip().rpartition(b"\n")[::2]
+    megabytes, status = map(int, measured.split())
+    return status, output, megabytes
+
+
 # -- The parts of the program that tests use by themselves
 
 

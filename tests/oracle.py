@@ -62,7 +62,7 @@ def optional(value: Any, type_: type) -> Any:
 
 def json_integer(digits: str) -> int | float:
     """Return a JSON integer, or a float if it has more digits than Python converts."""
-    return int(digits) if len(digits) < 4300 else float(digits)
+    return int(digits) if len(digits.removeprefix("-")) <= 4300 else float(digits)
 
 
 def integer(value: Any) -> int:

@@ -1,9 +1,9 @@
 """The dates of events: time zones, daylight saving, --dates, wrong clocks."""
 
 import subprocess
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import oracle
 import pytest
@@ -12,6 +12,7 @@ from helpers import (
     HOUR,
     NOON,
     SAMPLE,
+    SAMPLE_TABLE,
     Loader,
     date_count,
     event,
@@ -23,6 +24,8 @@ from helpers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import load_active_users
 
 CENTRAL, INDIA, SYDNEY = "US/Central", "Asia/Kolkata", "Australia/Sydney"
 LORD_HOWE = "Australia/Lord_Howe"
@@ -368,3 +371,58 @@ def test_a_file_of_early_events_beside_a_usual_file(loader: Loader) -> None:
     assert report["dates"] == [date_count("2019-12-30", 1, 1)]
     assert report["out_of_range_events"] == 2
     assert loader.refuse(early) == TOO_EARLY.format(2)
+
+
+# -- The clock of this machine
+
+
+def set_clock(patch: pytest.MonkeyPatch, moment: datetime) -> None:
+    """Set the clock by which the loader tells which dates are past."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(moment.timestamp(), tz)
+
+    patch.setattr(load_active_users, "datetime", Clock)
+
+
+@pytest.mark.parametrize("options", [[], ["--dates", "2019-12-30"]], ids=str)
+def test_a_clock_before_2000(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """A machine without a battery begins in 1970. The load is refused."""
+    for moment, day in (
+        (datetime(1970, 1, 1, 12, tzinfo=UTC), "1970-01-01"),
+        (datetime(1999, 12, 31, 4, tzinfo=UTC), "1999-12-30"),
+    ):
+        set_clock(monkeypatch, moment)
+        said = loader.refuse(*options, SAMPLE)
+        assert said.startswith(f"Error: the clock of this machine says {day}, "), said
+        assert not loader.db.exists()
+    set_clock(monkeypatch, datetime(2020, 1, 1, tzinfo=UTC))
+    loader.load(*options, SAMPLE)
+
+
+def test_a_clock_that_is_a_month_behind(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All events lie after tomorrow: they are tallied, and a warning says so."""
+    set_clock(monkeypatch, datetime(2019, 11, 30, tzinfo=UTC))
+    why = "after tomorrow; is this machine's clock right?"
+    warning = f"Warning: all active events are dated {why}\n"
+    report = loader.load(SAMPLE, warning=warning)
+    tallies = report["active_events"], report["out_of_range_events"]
+    assert (report["dates"], tallies) == ([], (64, 64))
+    assert loader.table() == {}
+    assert loader.last_log("active_events", "out_of_range_events") == (64, 64)
+
+
+def test_a_clock_that_is_a_day_behind(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events of tomorrow count, and those after it are tallied, without a warning."""
+    set_clock(monkeypatch, datetime(2019, 12, 29, 18, tzinfo=UTC))
+    assert loader.load(SAMPLE)["out_of_range_events"] == SAMPLE_TABLE["2019-12-31"]
+    expected = {day: SAMPLE_TABLE[day] for day in ("2019-12-29", "2019-12-30")}
+    assert loader.table() == expected

@@ -2,39 +2,23 @@
 
 import gzip
 import json
-import subprocess
-import sys
 
 import pytest
-from helpers import NOON, NOT_AN_OBJECT, Loader, event, lines, make_dates, make_rule
+from helpers import (
+    NOON,
+    NOT_AN_OBJECT,
+    Loader,
+    event,
+    lines,
+    make_dates,
+    make_rule,
+    peak_memory,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 import load_active_users
 from load_active_users import Range, Run, Staging, encode_json, merge_runs
-
-# A process never shows less peak memory than its parent had: this one is small.
-MEASURE = """
-import os, sys
-_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)
-print(usage.ru_maxrss // 1024, os.waitstatus_to_exitcode(status))
-"""
-
-
-def peak_memory(loader: Loader, *args: object) -> tuple[int, bytes, int]:
-    """Return the exit status, the output and the peak memory in MB of a load."""
-    command = [sys.executable, "-ISc", MEASURE, *loader.command(*args)]
-    done = subprocess.run(
-        command,
-        cwd=loader.directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=True,
-        timeout=300,
-    )
-    output, measured = done.stdout.rstrip().rpartition(b"\n")[::2]
-    megabytes, status = map(int, measured.split())
-    return status, output, megabytes
 
 
 def test_a_line_of_100_mb(loader: Loader) -> None:

@@ -506,3 +506,18 @@ def test_a_device_may_be_written_twice(loader: Loader) -> None:
     for args in (["--rejects", "/dev/null"], ["--rejects", "/dev/null", "/dev/null"]):
         loader.load(*args, SAMPLE)
         assert loader.table() == SAMPLE_TABLE
+
+
+# -- Variables that packagers and shells set
+
+
+@pytest.mark.parametrize(
+    "variable", [{"VERSION": "1"}, {"VERSION": "1.1.0"}, {"HELP": "1"}]
+)
+def test_the_version_and_the_help_come_from_no_variable(
+    loader: Loader, variable: dict[str, str]
+) -> None:
+    """LOAD_ACTIVE_USERS_VERSION may be what an image says of itself."""
+    env = {f"LOAD_ACTIVE_USERS_{name}": value for name, value in variable.items()}
+    assert loader.load(SAMPLE, env=env)["lines"] == 1000
+    assert loader.table() == SAMPLE_TABLE

@@ -562,3 +562,24 @@ def test_settings_that_were_made_before() -> None:
     settings: Any = {"figure.facecolor": "red", "font.size": 20, "savefig.dpi": 50}
     with matplotlib.rc_context(settings):
         assert picture(rows, RULE, ".png") == expected
+
+
+# -- Eleven to thirteen days
+
+
+@pytest.mark.parametrize("first", ["2019-12-29", "2020-02-26", "2019-12-23"])
+@pytest.mark.parametrize("days", [11, 12, 13])
+def test_each_day_that_is_numbered_is_named(days: int, first: str) -> None:
+    """Neither the numbers nor the dates touch each other or an edge."""
+    rows = [(day, 88_888_888) for day, _ in series(days, first=first)]
+    figure = Drawn(rows)
+    expected = [f"{date.fromisoformat(day):%a%n%Y-%m-%d}" for day, _ in rows]
+    assert figure.ticks() == expected
+    assert [text for _, _, text in figure.labels()] == ["88,888,888"] * days
+    axes = figure.axes
+    for texts in (axes.get_xticklabels(), axes.texts):
+        boxes = [text.get_window_extent() for text in texts]
+        gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
+        assert min(gaps) >= 3
+        assert boxes[0].x0 >= 0
+        assert boxes[-1].x1 <= figure.figure.bbox.x1

@@ -7,17 +7,20 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import oracle
 import psycopg
 import pytest
 from helpers import (
+    AS_ROOT,
     DAY,
     INTERRUPTED,
     KILLS,
@@ -26,6 +29,7 @@ from helpers import (
     ROOT,
     SAMPLE,
     SAMPLE_TABLE,
+    TERMINATED,
     Loader,
     Process,
     date_count,
@@ -36,9 +40,11 @@ from helpers import (
     numbered_sample,
     other_rule,
     picture_texts,
+    unread,
     wait_for,
 )
 from servers import (
+    INITDB,
     PostgresLoader,
     PostgresServer,
     directory_of_server,
@@ -47,6 +53,8 @@ from servers import (
     running_postgres,
     unprivileged,
 )
+
+import load_active_users
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
@@ -836,3 +844,581 @@ def test_a_long_message_of_the_server_is_cut(loader: PostgresLoader) -> None:
             FOR EACH ROW EXECUTE FUNCTION refuse()""")
     said = loader.refuse(loader.file(lines(event("new"))))
     assert said == f"Error: {loader.shown}: {('no more users, ' * 40)[:500]}\n"
+
+
+# -- What an administrator refuses
+
+OPT_OUT = {  # people whom a trigger ignores
+    "SQLite": """
+        CREATE TABLE opted_out (id TEXT);
+        INSERT INTO opted_out VALUES ('out'), ('out too');
+        CREATE TRIGGER ignore_opted_out BEFORE INSERT ON active_user
+        WHEN new.user_pseudo_id IN (SELECT id FROM opted_out)
+        BEGIN SELECT RAISE(IGNORE); END;
+    """,
+    "PostgreSQL": """
+        CREATE TABLE opted_out (id TEXT);
+        INSERT INTO opted_out VALUES ('out'), ('out too');
+        CREATE FUNCTION ignore_opted_out() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            IF new.user_pseudo_id IN (SELECT id FROM opted_out) THEN
+                RETURN NULL;
+            END IF;
+            RETURN new;
+        END $$;
+        CREATE TRIGGER ignore_opted_out BEFORE INSERT ON active_user
+        FOR EACH ROW EXECUTE FUNCTION ignore_opted_out();
+    """,
+}
+
+
+def test_people_who_opted_out_are_not_counted(either: Loader) -> None:
+    """The count is that of the users who are kept; so the date does not look final."""
+    kind = "PostgreSQL" if isinstance(either, PostgresLoader) else "SQLite"
+    either.load("--dates", "2000-01-01", either.file(lines(event("nobody"))))
+    either.execute(OPT_OUT[kind])
+    day = "2019-12-30"
+    replace = ["--replace", "--dates", day]
+    loads: list[tuple[list[str], list[str], list[str], tuple[int, int]]] = [
+        # options, users of the load, users that are kept, added and removed
+        ([], ["a", "b", "out"], ["a", "b"], (2, 0)),
+        ([], ["c", "out", "out too"], ["a", "b", "c"], (1, 0)),
+        ([], ["out"], ["a", "b", "c"], (0, 0)),
+        ([], ["a", "b", "c", "d", "out"], ["a", "b", "c", "d"], (1, 0)),
+        (replace, ["a", "e", "out"], ["a", "e"], (1, 3)),
+        (replace, ["a", "e", "out"], ["a", "e"], (0, 0)),
+        (replace, ["out", "out too"], [], (0, 2)),
+        ([], ["f", "out"], ["f"], (1, 0)),
+    ]
+    for options, users, kept, (added, removed) in loads:
+        report = either.load(*options, either.file(lines(*map(event, users))))
+        assert either.users() == kept
+        assert either.table()[day] == len(kept)
+        expected = date_count(day, len(kept), added, removed)
+        assert (report["dates"], report["left_out"]) == ([expected], 0)
+    query = "SELECT sum(added - removed) FROM load_log"
+    assert int(either.query(query)[0][0]) == 1
+
+
+DELETED = {  # people whom a trigger deletes
+    "SQLite": """
+        CREATE TRIGGER delete_opted_out AFTER INSERT ON active_user
+        WHEN new.user_pseudo_id LIKE 'out%'
+        BEGIN DELETE FROM active_user WHERE user_pseudo_id LIKE 'out%'; END;
+    """,
+    "PostgreSQL": """
+        CREATE FUNCTION delete_opted_out() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            DELETE FROM active_user WHERE user_pseudo_id LIKE 'out%';
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER delete_opted_out AFTER INSERT ON active_user
+        FOR EACH STATEMENT EXECUTE FUNCTION delete_opted_out();
+    """,
+}
+
+
+def test_people_whom_a_trigger_deletes_are_not_counted(either: Loader) -> None:
+    kind = "PostgreSQL" if isinstance(either, PostgresLoader) else "SQLite"
+    either.load("--dates", "2000-01-01", either.file(lines(event("nobody"))))
+    either.execute(DELETED[kind])
+    replace = ["--replace", "--dates", "2019-12-30"]
+    loads: list[tuple[list[str], list[str], list[str]]] = [
+        ([], ["a", "b", "out"], ["a", "b"]),
+        ([], ["c", "out", "out too"], ["a", "b", "c"]),
+        (replace, ["a", "d", "out"], ["a", "d"]),
+        ([], ["e", "out"], ["a", "d", "e"]),
+    ]
+    for options, users, kept in loads:
+        report = either.load(*options, either.file(lines(*map(event, users))))
+        assert either.users() == kept
+        assert either.table() == {"2019-12-30": len(kept)}
+        assert report["dates"][0]["active_user_count"] == len(kept)
+        assert report["left_out"] == 0
+
+
+def test_row_security_that_hides_users_from_the_loader(loader: PostgresLoader) -> None:
+    """Counts of what is shown would be wrong: the load is refused."""
+    loader.load(SAMPLE)
+    role = f"limited_{loader.name}"
+    url = loader.url.replace("loader:", f"{role}:")
+    shown = loader.query("SELECT min(user_pseudo_id) FROM active_user")[0][0]
+    loader.query(f"CREATE ROLE {role} LOGIN PASSWORD 'p@ss'")
+    loader.query(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    name = loader.file(lines(event("new"), event("new", NOON - DAY)))
+    assert loader.load("--db", url, "--dry-run", name)["dates"][1]["added"] == 1
+
+    for table in ("active_user", "active_user_table", "load_log"):
+        loader.query(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        policy = "true"
+        if table == "active_user":
+            policy = f"user_pseudo_id = '{shown}'"
+        loader.query(f"CREATE POLICY visible ON {table} USING ({policy})")
+        before = loader.content()
+        what = (
+            f'query would be affected by row-level security policy for table "{table}"'
+        )
+        for options in ([], ["--dry-run"], ["--replace", "--dates", "2019-12-30"]):
+            said = loader.refuse("--db", url, *options, name)
+            assert said.startswith(f"Error: {loader.shown}: "), said
+            if table == "active_user":
+                assert what in said
+        assert loader.content() == before
+        loader.query(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+    loader.load("--db", url, name)
+    assert loader.table() == SAMPLE_TABLE | {"2019-12-29": 12, "2019-12-30": 32}
+
+
+@pytest.mark.parametrize("is_encoded", [False, True], ids=["as it is", "encoded"])
+@pytest.mark.parametrize("password", ["a#b", "a?b", "a[b", "a]b", "a\\b", "#?[]\\&=:"])
+def test_passwords_of_unusual_characters(
+    loader: PostgresLoader, password: str, is_encoded: bool
+) -> None:
+    """libpq takes them as they are; only @, / and % must be encoded."""
+    role = f"special_{loader.name}"
+    loader.query(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+    loader.query(f"GRANT ALL ON SCHEMA public TO {role}")
+    inside = quote(password, safe="") if is_encoded else password
+    url = loader.url.replace("loader:p%40ss", f"{role}:{inside}")
+    loader.load("--db", url, SAMPLE)
+    assert loader.table() == SAMPLE_TABLE
+    done = loader.run("--db", url, "--plot", "x.svg")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert loader.query("SELECT sources FROM load_log") == [(f'["{SAMPLE}"]',)]
+
+
+# -- A server that does not answer
+
+LOADER_WAITS = """SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND pid != pg_backend_pid() AND wait_event = """
+IMPATIENT = {"ANSWER_SECONDS": 0.1, "LOCK_SECONDS": 0.1, "LIVE_LOCK_SECONDS": 0.1}
+NO_ANSWER = "no answer for 5.1 s"  # the time to wait for a lock, and 5 seconds
+IN_DOUBT = f"no answer to COMMIT ({NO_ANSWER}); the load may be committed; "
+IN_DOUBT += "load again to be sure"
+TRIES = "; what was read waits, trying again every 1 s"
+RULED_BY_LOCK = """
+    CREATE FUNCTION wait_for_lock() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT OR UPDATE ON load_log
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_for_lock();
+"""
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    """A server that nothing else uses while a test spoils it."""
+    with running_postgres() as server:
+        yield server
+
+
+class Standby:
+    """A database on a server that may wait for a standby that does not exist."""
+
+    def __init__(self, loader: PostgresLoader) -> None:
+        self.loader = loader
+
+    def set(self, name: str) -> None:
+        self.loader.administer(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        self.loader.administer("SELECT pg_reload_conf()")
+
+    def lose(self) -> None:
+        """Return when a COMMIT waits without end."""
+        self.loader.query("CREATE TABLE IF NOT EXISTS probe (x INT)")
+        self.set("missing")
+        for _ in range(1000):  # until the server has read its configuration
+            probe = psycopg.connect(self.loader.url)
+            probe.execute("INSERT INTO probe VALUES (1)")
+            thread = threading.Thread(target=probe.commit)
+            thread.start()
+            while thread.is_alive() and not self.waiting():
+                time.sleep(0.01)
+            waits = self.waiting()
+            probe.cancel()
+            thread.join()
+            probe.close()
+            if waits:
+                assert wait_for(lambda: not self.waiting())
+                return
+        raise AssertionError("no COMMIT waits for the standby")
+
+    def waiting(self) -> list[int]:
+        """Return the backends whose COMMIT waits."""
+        return [pid for (pid,) in self.loader.query(f"{LOADER_WAITS} 'SyncRep'")]
+
+    def find(self) -> None:
+        """Let every COMMIT end."""
+        self.set("")
+        assert wait_for(lambda: not self.waiting())
+
+
+@pytest.fixture
+def standby(tmp_path: Path, own_server: PostgresServer) -> Iterator[Standby]:
+    loader = PostgresLoader(tmp_path, own_server)
+    standby = Standby(loader)
+    yield standby
+    standby.find()
+    loader.drop()
+
+
+def read_line(process: Process) -> str:
+    """Return the next line on standard error, which must come within two minutes."""
+    assert process.stderr
+    assert wait_for(lambda: unread(process.stderr), 120), "it says nothing"
+    return process.stderr.readline().decode()
+
+
+def write(process: Process, *users: str) -> None:
+    assert process.stdin
+    process.stdin.write(lines(*map(event, users)))
+    process.stdin.flush()
+
+
+def test_a_commit_that_is_not_answered(standby: Standby) -> None:
+    """It may be committed, and the message says so. Loading again makes sure."""
+    loader = standby.loader
+    loader.load(loader.file(lines(event("before"))))
+    standby.lose()
+    with loader.with_constants(**IMPATIENT).start(SAMPLE) as process:
+        out, err = process.communicate(timeout=60)
+    said = f"Error: {loader.shown}: {IN_DOUBT}\n"
+    assert (process.returncode, out, err.decode()) == (1, b"", said)
+    standby.find()
+    loader.load(SAMPLE)
+    assert loader.table() == SAMPLE_TABLE | {"2019-12-30": 32}
+    query = "SELECT date, count(*) FROM active_user GROUP BY date"
+    assert dict(loader.query(query)) == loader.table()
+    added = "SELECT sum(added)::INT, (SELECT count(*) FROM active_user) FROM load_log"
+    assert loader.query(added) == [(65, 65)]
+
+
+def test_a_live_load_whose_commit_is_not_answered(standby: Standby) -> None:
+    """One line says so, and it goes on. All is stored and counted once."""
+    loader = standby.loader
+    command = loader.with_constants(**IMPATIENT)
+    with command.start("-q", "--commit-every", 1, "-") as process:
+        write(process, "a")
+        assert wait_for(partial(has_users, loader, 1))
+        standby.lose()
+        write(process, "b", "c")
+        assert read_line(process) == f"{loader.shown}: {IN_DOUBT}{TRIES}\n"
+        write(process, "c", "d")
+        assert process.stdin and wait_for(lambda: not unread(process.stdin))
+        time.sleep(2.5)  # it tries again meanwhile
+        assert process.poll() is None
+        standby.find()
+        assert wait_for(partial(has_users, loader, 4))
+        write(process, "e")
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert loader.users() == ["a", "b", "c", "d", "e"]
+    assert loader.query("SELECT lines, added FROM load_log") == [(6, 5)]
+
+
+def test_a_second_signal_while_a_commit_is_not_answered(standby: Standby) -> None:
+    """It ends the load, and messages tell what may not be stored."""
+    loader = standby.loader
+    told = {**IMPATIENT, "LOCK_SECONDS": 600}
+    patient = {**told, "LIVE_LOCK_SECONDS": 600}
+    for constants, is_told in ((told, True), (patient, False)):
+        standby.find()
+        loader.query("DROP TABLE IF EXISTS load_log, loaded_file CASCADE")
+        loader.query("DROP TABLE IF EXISTS active_user, active_user_table CASCADE")
+        command = loader.with_constants(**constants)
+        with command.start("-q", "--commit-every", 1, "-") as process:
+            write(process, "a")
+            assert wait_for(partial(has_users, loader, 1))
+            standby.lose()
+            write(process, "b", "c")
+            assert wait_for(standby.waiting)
+            if is_told:
+                assert read_line(process) == f"{loader.shown}: {IN_DOUBT}{TRIES}\n"
+            process.terminate()
+            time.sleep(1)  # it has begun its last tries, or still waits
+            assert process.poll() is None
+            process.terminate()
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (143, b"")
+        lost = "not stored: the last lines that were read (2), up to -:3"
+        said = err.decode().splitlines()
+        assert said[0] == f"{lost}; some of them may be committed"
+        assert said[1].startswith("Terminated: ")
+        # The server commits when it finds the standby: nothing is rolled back.
+        assert "rolled back" not in said[1]
+        assert len(said) == 2
+
+
+def stop(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def go_on(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@AS_ROOT
+@pytest.mark.parametrize("moment", ["before", "at COMMIT"])
+@pytest.mark.parametrize("is_live", [False, True], ids=["batch", "live"])
+def test_a_server_that_is_stopped(standby: Standby, moment: str, is_live: bool) -> None:
+    """SIGSTOP comes to it, or its machine hangs: its connections stay open."""
+    loader = standby.loader
+    loader.load(loader.file(lines(event("a"))))
+    if moment == "at COMMIT":
+        loader.query(RULED_BY_LOCK)
+    lock = "1" if moment == "at COMMIT" else "hashtext('load_active_users')"
+    constants = {**IMPATIENT, "LOCK_SECONDS": 30, "LIVE_LOCK_SECONDS": 30}
+    options = ["-q", "--commit-every", 1, "-"] if is_live else ["-q", "b.jsons"]
+    loader.file(lines(event("b"), event("c")), "b.jsons")
+    with ExitStack() as stack:
+        other = stack.enter_context(psycopg.connect(loader.url, autocommit=True))
+        other.execute(f"SELECT pg_advisory_lock({lock})".encode())
+        command = loader.with_constants(**constants)
+        process = stack.enter_context(command.start(*options))
+        if is_live:
+            write(process, "b", "c")
+        stopped = wait_for(
+            lambda: [row[0] for row in loader.query(f"{LOADER_WAITS} 'advisory'")]
+        )
+        assert len(stopped) == 1
+        stop(stopped)
+        stack.callback(go_on, stopped)
+        said = read_line(process)
+        assert (process.poll() is None) or not is_live
+        go_on(stopped)
+        other.execute("SELECT pg_advisory_unlock_all()")
+        out, err = process.communicate(timeout=90)
+    what = "no answer for 35 s"
+    if moment == "at COMMIT":
+        what = f"no answer to COMMIT ({what}); the load may be committed; "
+        what += "load again to be sure"
+    if is_live:
+        assert said == f"{loader.shown}: {what}{TRIES}\n"
+        assert (process.returncode, out, err) == (0, b"", b"")
+        assert loader.users() == ["a", "b", "c"]
+        log = loader.query("SELECT lines, added FROM load_log ORDER BY lines")
+        assert log == [(1, 1), (2, 2)]
+    else:
+        assert said == f"Error: {loader.shown}: {what}\n"
+        assert (process.returncode, out, err) == (1, b"", b"")
+        loader.load("b.jsons")
+    assert loader.table() == {"2019-12-30": 3}
+
+
+def test_a_lost_network_is_noticed(loader: PostgresLoader) -> None:
+    """By keepalives and a time limit for what is not acknowledged."""
+
+    def settings(more: str) -> dict[str, str]:
+        database = load_active_users.Postgres(loader.url + more, 60.0)
+        with database.connection as connection:
+            found: dict[str, str] = connection.info.get_parameters()
+        return found
+
+    usual = {
+        "keepalives_idle": "30",
+        "keepalives_interval": "10",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "60000",
+        "connect_timeout": "10",
+    }
+    assert usual.items() <= settings("").items()
+    own = {"keepalives_idle": "7", "tcp_user_timeout": "1234", "connect_timeout": "3"}
+    query = "&".join(f"{name}={value}" for name, value in own.items())
+    assert {**usual, **own}.items() <= settings(f"?{query}").items()
+    assert settings("?keepalives=0")["keepalives"] == "0"
+
+
+# -- What a signal leaves
+
+
+def test_a_signal_during_commit(standby: Standby) -> None:
+    """The load may be committed, and here it is."""
+    loader = standby.loader
+    loader.load(loader.file(lines(event("before"))))
+    standby.lose()
+    with loader.start(SAMPLE) as process:
+        assert wait_for(standby.waiting)
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    said = b"Terminated: the load was being committed, and may be committed\n"
+    assert (process.returncode, out, err) == (143, b"", said)
+    standby.find()
+    assert loader.table() == SAMPLE_TABLE | {"2019-12-30": 32}
+
+
+def test_a_signal_before_commit(loader: PostgresLoader) -> None:
+    """It is storing users, and waits for another who stores one. All is rolled
+    back."""
+    loader.load(loader.file(lines(event("before"))))
+    name = loader.file(lines(event("a", NOON - DAY), event("new")))
+    with psycopg.connect(loader.url) as other:
+        other.execute(LOCKS["rows of users"].encode())
+        with loader.start(name) as process:
+            assert waits(other)
+            process.terminate()
+            out, err = process.communicate(timeout=30)
+        other.rollback()
+    assert (process.returncode, out, err) == (143, b"", TERMINATED)
+    assert wait_for(lambda: not loader.query(f"{LOADER_WAITS} 'transactionid'"))
+    assert loader.table() == {"2019-12-30": 1}
+    assert loader.all_users() == {"2019-12-30": {"before"}}
+
+
+# -- What a live load outlives
+
+
+def waiting_for_lock(other: psycopg.Connection[Any]) -> list[int]:
+    """Wait until another session waits for an advisory lock; return its process."""
+    query = f"{LOADER_WAITS} 'advisory'"
+    found: list[int] = wait_for(lambda: [pid for (pid,) in rows_of_query(other, query)])
+    assert found, "nobody waits"
+    return found
+
+
+OUTLIVED = {
+    "idle": "",  # of a connection that was ended, it may not read why
+    "terminated": "terminating connection due to administrator command",
+    "cancelled": "canceling statement due to statement timeout",
+}
+
+
+@pytest.mark.parametrize("case", list(OUTLIVED))
+def test_what_a_live_load_outlives(loader: PostgresLoader, case: str) -> None:
+    """An administrator's settings and commands end its transaction."""
+    settings = {
+        "idle": "idle_in_transaction_session_timeout = '1ms'",
+        "cancelled": "statement_timeout = '1s'",
+    }
+    role = f'ALTER ROLE loader IN DATABASE "{loader.name}"'
+    with ExitStack() as stack:
+        # Its session has begun before there are other settings.
+        other = stack.enter_context(psycopg.connect(loader.url, autocommit=True))
+        command = loader.with_constants(LIVE_LOCK_SECONDS=60)
+        process = stack.enter_context(command.start("-q", "--commit-every", 1, "-"))
+        write(process, "a")
+        assert wait_for(partial(has_users, loader, 1))
+        other.execute("SELECT pg_advisory_lock(hashtext('load_active_users'))")
+        if case in settings:
+            loader.administer(f"{role} SET {settings[case]}")
+        write(process, "b")
+        (backend,) = waiting_for_lock(other)
+        gone = f"SELECT 1 FROM pg_stat_activity WHERE pid = {backend}"
+        if case == "idle":
+            process.send_signal(signal.SIGSTOP)
+            other.execute("SELECT pg_advisory_unlock_all()")
+            assert wait_for(lambda: not rows_of_query(other, gone))
+            loader.administer(f"{role} RESET ALL")
+            process.send_signal(signal.SIGCONT)
+        elif case == "terminated":
+            rows_of_query(other, f"SELECT pg_terminate_backend({backend})")
+        said = read_line(process)
+        write(process, "c")
+        loader.administer(f"{role} RESET ALL")
+        other.execute("SELECT pg_advisory_unlock_all()")
+        out, err = process.communicate(timeout=60)
+    assert said.startswith(f"{loader.shown}: {OUTLIVED[case]}"), said
+    assert said.endswith(f"{TRIES}\n")
+    assert said.count("\n") == 1
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert loader.users() == ["a", "b", "c"]
+    assert loader.query("SELECT lines, added FROM load_log") == [(3, 3)]
+
+
+def test_a_live_load_outlives_a_restart(tmp_path: Path) -> None:
+    with running_postgres() as server:
+        loader = PostgresLoader(tmp_path, server)
+        data = server.log.parent / "data"
+        control = [str(INITDB.with_name("pg_ctl")), "-D", str(data), "-w"]
+        account = unprivileged()
+
+        def run(*args: str) -> None:
+            subprocess.run(
+                [*control, *args],
+                check=True,
+                cwd="/",
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                **account,
+            )
+
+        settings = (data / "postmaster.opts").read_text().split(" ", 1)[1]
+        with loader.start("-q", "--commit-every", 1, "-") as process:
+            write(process, "a")
+            assert wait_for(partial(has_users, loader, 1))
+            run("-m", "fast", "stop")
+            write(process, "b")
+            said = read_line(process)
+            write(process, "c")
+            run("-o", settings.strip(), "start")
+            try:
+                assert wait_for(partial(has_users, loader, 3))
+                write(process, "d")
+                out, err = process.communicate(timeout=60)
+                users = loader.users()
+                log = loader.query("SELECT lines, added FROM load_log")
+            finally:
+                run("-m", "immediate", "stop")
+    assert said.startswith(f"{loader.shown}: "), said
+    assert said.endswith(f"{TRIES}\n")
+    assert (process.returncode, out, err) == (0, b"", b"")
+    assert (users, log) == (["a", "b", "c", "d"], [(4, 4)])
+
+
+TRANSIENT = ["08000", "08003", "08006", "08P01", "25P03", "25006", "25P02", "40001"]
+TRANSIENT += ["40P01", "53000", "53100", "53200", "53300", "55000", "55006", "55P03"]
+TRANSIENT += ["57000", "57014", "57P01", "57P02", "57P03", "57P05", "58000", "58030"]
+TRANSIENT += ["0A000"]
+LASTING = ["22001", "22P05", "23505", "23502", "23514", "28000", "28P01", "3D000"]
+LASTING += ["42501", "42P01", "42703", "42601", "54000", "P0001", "XX000", "XX001"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [*((code, True) for code in TRANSIENT), *((code, False) for code in LASTING)],
+)
+def test_which_errors_pass(code: str, expected: bool) -> None:
+    """The class of an error tells: its first two characters."""
+    error = psycopg.errors.lookup(code)("some text")
+    assert error.sqlstate == code
+    assert load_active_users.is_transient(error) == expected
+    kind = load_active_users.Unavailable if expected else load_active_users.LoadError
+    with pytest.raises(load_active_users.LoadError) as raised:
+        with load_active_users.about("x"):
+            raise error
+    assert type(raised.value) is kind
+
+
+def test_which_errors_without_a_code_pass() -> None:
+    """Those of a connection that is lost."""
+    for error, expected in (
+        (psycopg.OperationalError("the connection is lost"), True),
+        (psycopg.InterfaceError("the connection is closed"), True),
+        (psycopg.ProgrammingError("a wrong program"), False),
+        (psycopg.DataError("wrong data"), False),
+        (TimeoutError("no answer"), True),
+        (ValueError("wrong"), False),
+    ):
+        assert load_active_users.is_transient(error) == expected
+
+
+# -- Secrets
+
+GUESSES = [("app", "app"), ("admin", "admin"), ("postgres", "password")]
+
+
+@pytest.mark.parametrize(("user", "password"), GUESSES)
+def test_a_password_that_is_a_common_word(
+    loader: PostgresLoader, user: str, password: str
+) -> None:
+    """The message says what is wrong, with *** where the password stands."""
+    place = loader.url.rpartition("@")[2]
+    url = f"postgresql://{user}:{password}@{place}"
+    said = f'password authentication failed for user "{user}"'.replace(password, "***")
+    for args in ([SAMPLE], ["--plot", "x.svg"]):
+        err = loader.run("--db", url, *args).stderr.decode()
+        assert err.startswith(f"Error: postgresql://{place}: "), err
+        assert err.endswith(f"FATAL: {said}\n")
+        _, message = err.split(f"postgresql://{place}: ")
+        assert password not in message
+        assert err.count("\n") == 1

@@ -18,8 +18,11 @@ from helpers import (
     Loader,
     event,
     lines,
+    peak_memory,
 )
 from records import BAD_RECORDS, malformed
+
+import load_active_users
 
 GOOD = lines(event("a"))
 REFUSED = "Error: bad records: {}, more than --max-bad-records 0; nothing was loaded\n"
@@ -287,3 +290,52 @@ def test_a_long_time_beyond_the_calendar_is_cut_in_the_message(loader: Loader) -
     name = loader.file(GOOD + lines(event(time="9" * 4000)))
     what = f"event_timestamp is beyond the calendar: {'9' * 60}"
     assert loader.refuse(name) == f"{name}:2: {what}\n{REFUSED.format(1)}"
+
+
+# -- Several objects on a line
+
+ONE, TWO = lines(event("a")).strip(), lines(event("b")).strip()
+SEVERAL = {
+    "side by side": ONE + TWO,
+    "a blank between them": ONE + b" " + TWO,
+    "a comma between them": ONE + b"," + TWO,
+    "lines that end in CR alone": b"\r".join([ONE, TWO, ONE]),
+    "an engagement event after another": b'{"a":1} ' + ONE,
+    "no engagement event": b'{"a":1}{"b":2}',
+    "no engagement event, CR": b'{"a":1}\r{"b":2}\r{"c":3}',
+}
+
+
+@pytest.mark.parametrize("record", SEVERAL.values(), ids=SEVERAL)
+def test_several_objects_on_a_line(loader: Loader, record: bytes) -> None:
+    """The reason says what is wrong before it says how the decoder puts it."""
+    for data in (record, GOOD + record + b"\n" + GOOD, GOOD * 40 + record):
+        said = loader.refuse("--validate", loader.file(data)).splitlines()
+        line = 1 + data[: data.index(record)].count(b"\n")
+        assert said[0].startswith(f"events.jsons:{line}: {NOT_AN_OBJECT}"), said
+        assert said[1:] == [REFUSED.format(1).strip()]
+
+
+# -- Very many bad records
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_millions_of_bad_records_in_bounded_memory(
+    loader: Loader, workers: int
+) -> None:
+    """A file of 12 MB of short lines is wrong; for two workers it has good ones too."""
+    bad = b"bad\n" * 3_000_000
+    good = SAMPLE.read_bytes() * (30 if workers == 2 else 0)
+    name = loader.file(good + bad)
+    is_large = len(good + bad) > load_active_users.POOL_MIN_BYTES
+    assert is_large == (workers == 2)
+    options = ["--workers", workers, "--max-bad-records", 10**9, "--format", "json"]
+    status, output, megabytes = peak_memory(
+        loader, *options, "--rejects", "rejects", name
+    )
+    report = json.loads(output.splitlines()[-1])
+    assert (status, report["bad_records"]) == (0, 3_000_000)
+    rejects = loader.directory / "rejects"
+    assert rejects.stat().st_size == len(bad)
+    assert rejects.read_bytes() == bad
+    assert megabytes < 250

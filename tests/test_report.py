@@ -365,3 +365,44 @@ def test_messages_take_the_place_of_progress(
     what = "bad records: 2, more than --max-bad-records 0; nothing was loaded"
     assert status == 1
     assert seen(err) == [*[f"{bad}:1: {NOT_AN_OBJECT}"] * 2, f"Error: {what}", ""]
+
+
+# -- The same columns and keys in every load
+
+
+def test_every_load_has_the_same_columns_and_keys(loader: Loader) -> None:
+    """Whatever reads them need not know how it was loaded."""
+    name = loader.file(lines(event("a"), event("b")))
+    other = loader.file(lines(event("c"), event("d"), event("e")), "other.jsons")
+    nobody = loader.file(lines(event("x", msec=1)), "nobody.jsons")
+    dates = ["--dates", "2019-12-30..2019-12-30"]
+    header = "date,active_user_count,added,removed"
+    tallies = ["lines", "engagement_events", "active_events", "anonymous_events"]
+    tallies += ["out_of_range_events", "bad_records", "left_out", "skipped_files"]
+    loads: list[tuple[list[str], list[str]]] = [
+        (["--dry-run", name], ["2019-12-30,2,2,0"]),
+        ([name], ["2019-12-30,2,2,0"]),
+        (["--dry-run", "--replace", *dates, other], ["2019-12-30,3,3,2"]),
+        (["--replace", *dates, other], ["2019-12-30,3,3,2"]),
+        (["--incremental", other], []),
+        (["--commit-every", "1000", name], ["2019-12-30,5,2,0"]),
+        ([nobody], []),
+    ]
+    database = loader.db
+    for number, (args, rows) in enumerate(loads):
+        before = database.read_bytes() if database.exists() else b""
+        done = loader.run("--format", "csv", *args)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode().splitlines() == [header, *rows]
+        loader.db.unlink(missing_ok=True)  # once more
+        if before:
+            database.write_bytes(before)
+        report = loader.load(*args)
+        assert list(report) == ["dates", *tallies]
+        expected = [list(day.values()) for day in report["dates"]]
+        assert [",".join(map(str, day)) for day in expected] == rows
+        assert {tuple(day) for day in report["dates"]} <= {tuple(header.split(","))}
+        assert (report["left_out"], report["skipped_files"]) == (0, int(number == 4))
+
+    loader.execute("DELETE FROM active_user")
+    assert loader.load(loader.file(lines(event("z"))))["left_out"] == 1

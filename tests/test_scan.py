@@ -484,3 +484,57 @@ def test_other_events_stay_on_the_fast_path(
         "2019-12-30": {f"u{n}" for n in range(9)}
     }
     assert (matcher.calls, matcher.evaluated) == (1, 0)
+
+
+# -- Integers that are almost too long for Python
+
+DIGIT_COUNTS = [18, 19, 20, 4298, 4299, 4300, 4301]
+SIGNS = ["", "-"]
+
+
+@pytest.mark.parametrize("is_text", [False, True], ids=["number", "text"])
+@pytest.mark.parametrize("sign", SIGNS, ids=["positive", "negative"])
+@pytest.mark.parametrize("count", DIGIT_COUNTS)
+@pytest.mark.parametrize("field", ["msec", "time"])
+def test_integers_of_very_many_digits(
+    tmp_path: Path, field: str, count: int, sign: str, is_text: bool
+) -> None:
+    """Python converts 4,300 digits, and a sign. All judge them alike."""
+    digits = sign + "9" * count
+    row = lines(event("x"), event("a", **{field: "DIGITS"}), event("y"))
+    quoted = f'"{digits}"' if is_text else digits
+    data = row.replace(b'"DIGITS"', quoted.encode())
+    path = tmp_path / "a.jsons"
+    path.write_bytes(data)
+    usual = oracle.read(data)
+    for block_size in (100, 100_000):
+        assert scan(path, [], block_size) == usual
+
+    record = data.splitlines()[1]
+    is_bad = 2 in usual[2]
+    matcher = Matcher(make_rule())
+    try:
+        slow = matcher.evaluate(load_active_users.decode_record(record))
+    except ValueError:
+        slow = None
+    assert (slow is None) == is_bad
+    try:
+        fast = matcher.find_active([load_active_users.EVENT_DECODER.decode(record)])
+    except (ValueError, TypeError, OverflowError):
+        return  # the loader then takes the other path
+    assert fast == slow
+    assert is_bad == (field == "time" or count > 4300)
+
+
+def test_4300_digits_are_an_integer_and_4301_are_none(loader: Loader) -> None:
+    """An engagement time of so many digits makes active; one digit more is bad."""
+    for count, is_bad in ((4299, False), (4300, False), (4301, True)):
+        for text in ("9" * count, f'"{"9" * count}"'):
+            for sign in SIGNS:
+                row = lines(event("a", msec="DIGITS"))
+                text = text.replace("9", f"{sign}9", 1)
+                name = loader.file(row.replace(b'"DIGITS"', text.encode()))
+                options = ["--dry-run", "--max-bad-records", 1, "--format", "json"]
+                report = json.loads(loader.run(*options, name).stdout)
+                tallies = report["bad_records"], report["active_events"]
+                assert tallies == (int(is_bad), int(not is_bad and not sign))

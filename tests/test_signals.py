@@ -1,10 +1,12 @@
 """How a load ends: signals at any moment, and streams that are closed or full."""
 
 import fcntl
+import gzip
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,9 @@ from helpers import (
     wait_for,
     workers_of,
 )
+
+import load_active_users
+from load_active_users import Stopped, Stopper
 
 # -- Signals
 
@@ -233,3 +238,110 @@ def test_nothing_is_left_open(loader: Loader, large: Path, args: list[object]) -
         usual.stdout,
         usual.stderr,
     )
+
+
+# -- No signal is swallowed
+
+
+class Interrupted:
+    """An object whose finalizer is interrupted: Python clears what it raises."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def cleared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The exceptions that Python has cleared."""
+    seen: list[object] = []
+    hook = lambda unraisable: seen.append(unraisable.exc_type)  # noqa: E731
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    return seen
+
+
+def test_a_signal_whose_exception_is_cleared_is_remembered(
+    cleared: list[object],
+) -> None:
+    stopper = Stopper()
+    with pytest.raises(Stopped) as raised:
+        with stopper.handle_signals([signal.SIGTERM]):
+            stopper.check()
+            Interrupted()
+            assert (cleared, stopper.signals) == ([Stopped], [signal.SIGTERM])
+            stopper.check()
+            raise AssertionError("check() has not raised it again")
+    assert raised.value.code == 143
+
+
+@pytest.mark.parametrize("step", ["log_load", "make_log_row", "refuse_bad_records"])
+def test_nothing_is_committed_after_a_signal_whose_exception_is_cleared(
+    loader: Loader,
+    monkeypatch: pytest.MonkeyPatch,
+    cleared: list[object],
+    step: str,
+) -> None:
+    """The signal comes at the last moments before COMMIT."""
+    loader.load(loader.file(lines(event("before"))))
+    original = getattr(load_active_users, step)
+
+    def interrupted(*args: object) -> object:
+        result = original(*args)
+        Interrupted()
+        return result
+
+    monkeypatch.setattr(load_active_users, step, interrupted)
+    before = loader.content()
+    done = loader.run(SAMPLE)
+    assert cleared == [Stopped]
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"", TERMINATED)
+    assert loader.content() == before
+
+
+def test_a_signal_while_streams_are_opened_and_closed(loader: Loader) -> None:
+    """Each of very many gzip files has a decompressor, which is closed at its end."""
+    chance = random.Random(0)
+    member = gzip.compress(lines(event("a")))
+    name = loader.file(member * 2, "a.jsons.gz")
+    files = [name] * 20_000
+    for _ in range(KILLS):
+        with loader.start("--workers", 1, *files) as process:
+            path = loader.directory / name
+            assert wait_for(partial(has_open, process.pid, path))
+            time.sleep(chance.uniform(0, 1))
+            assert process.poll() is None
+            process.terminate()
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (143, b"", TERMINATED)
+        assert not loader.db.exists()
+
+
+# -- After the commit
+
+PICTURE_LATER = """
+import time
+open("drawing", "w").close()
+while True: time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")],
+)
+def test_a_signal_while_the_picture_is_drawn(
+    loader: Loader, number: int, status: int, word: str
+) -> None:
+    """The load is committed, and the message says so."""
+    stub = loader.directory / "stub"
+    stub.mkdir()
+    (stub / "matplotlib.py").write_text(PICTURE_LATER)
+    env = {**os.environ, "PYTHONPATH": str(stub)}
+    with loader.start("-q", "--plot", "x.png", SAMPLE, env=env) as process:
+        assert wait_for((loader.directory / "drawing").exists)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    said = f"{word}: the load is committed, but its report or picture is not complete\n"
+    assert (process.returncode, out, err.decode()) == (status, b"", said)
+    assert loader.table() == SAMPLE_TABLE
+    assert loader.last_log("lines") == (1000,)
+    assert not list(loader.directory.glob("x.png*"))

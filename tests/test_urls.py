@@ -1,6 +1,7 @@
 """Events from URLs, through fsspec; no message shows a password or a signature."""
 
 import gzip
+import http.client
 import http.server
 import importlib.util
 import itertools
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -604,3 +606,153 @@ def test_s3_on_a_cluster(loader: Loader, bucket: str, tmp_path: Path) -> None:
         loader.load(*args, process=True)
     expected, _, _ = oracle.read(SAMPLE.read_bytes() + numbered_sample(1))
     assert loader.all_users() == expected
+
+
+# -- Libraries that say something
+
+NOISE = """
+import builtins, logging, sys, warnings
+LOUD = ("psycopg", "fsspec", "aiohttp", "matplotlib")
+imported = builtins.__import__
+warnings.simplefilter("always")
+heard = open("heard", "a")
+
+def noisy(name, *more, **others):
+    module = imported(name, *more, **others)
+    library = name.partition(".")[0]
+    if library in LOUD:
+        print(library, file=heard, flush=True)
+        warnings.warn(f"a warning of {library}", DeprecationWarning)
+        logging.getLogger(library).error("a record of %s", library)
+    return module
+
+builtins.__import__ = noisy
+"""
+
+
+def test_libraries_are_quiet(loader: Loader, web: str) -> None:
+    """Neither what they warn of nor what they log is on standard error."""
+    env = loader.with_site(NOISE)
+    heard = loader.directory / "heard"
+    port = free_port()
+    web_away, database = (
+        f"http://127.0.0.1:{port}/x",
+        f"postgresql://127.0.0.1:{port}/x",
+    )
+    runs: list[tuple[str, list[object], str]] = [
+        ("fsspec", [f"file://{SAMPLE}"], ""),
+        ("aiohttp", [f"http://{web}/plain.jsons"], ""),
+        ("matplotlib", ["--plot", "x.png", SAMPLE], ""),
+        ("aiohttp", [web_away], f"Error: {web_away}: "),
+        ("psycopg", ["--db", database, SAMPLE], f"Error: {database}: "),
+        ("psycopg", ["--db", database, "--plot", "x.png"], f"Error: {database}: "),
+    ]
+    said_all = []
+    for library, args, start in runs:
+        done = loader.run("-q", *args, env=env, process=True)
+        said_all.append(said := done.stderr.decode())
+        assert library in heard.read_text().split()
+        heard.unlink()
+        assert (done.returncode, done.stdout) == (int(bool(start)), b""), said
+    for (_, _, start), said in zip(runs, said_all, strict=True):
+        assert said.startswith(start)
+        assert said.count("\n") == int(bool(start)), said
+
+
+def test_servers_that_are_away_leave_one_line(loader: Loader) -> None:
+    """In processes as they are, which have their own warnings and loggers."""
+    port = free_port()
+    web = f"http://bob:S3CRT@127.0.0.1:{port}/x.json?sig=S3CRT"
+    database = f"postgresql://bob:S3CRT@127.0.0.1:{port}/x"
+    runs: list[tuple[list[object], str]] = [
+        ([web], f"http://127.0.0.1:{port}/x.json"),
+        (["--db", database, SAMPLE], f"postgresql://127.0.0.1:{port}/x"),
+        (["--db", database, "--plot", "x.png"], f"postgresql://127.0.0.1:{port}/x"),
+    ]
+    for args, shown in runs:
+        done = loader.run(*args, process=True)
+        said = done.stderr.decode()
+        assert (done.returncode, done.stdout, said.count("\n")) == (1, b"", 1), said
+        assert said.startswith(f"Error: {shown}: ")
+        assert "S3CRT" not in said
+
+
+# -- Secrets that are common words, and secrets of any characters
+
+
+@http_only
+@pytest.mark.parametrize("status", [404, 403, 500])
+def test_a_status_and_not_the_query(loader: Loader, web: str, status: int) -> None:
+    url = f"http://{web}/{status}/export?file=2020-01-05.json"
+
+    class Exports(Handler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = WebServer(("127.0.0.1", 0), Exports)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        place = f"http://127.0.0.1:{server.server_port}/export"
+        url = f"{place}?file=2020-01-05.json"
+        said = loader.refuse(url)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    reason = http.client.responses[status]
+    assert said == f"Error: {place}: the server answered {status} {reason}\n"
+
+
+PLACES = ["postgresql://bob:{}@h/x", "https://bob:{}@h/x", "s3://bob:{}@bucket/x"]
+SECRETS = [  # URLs, and the secrets in them as they are written there
+    *((place, f"S3{one}CRT") for place in PLACES for one in "#?[]\\&=:+$!"),
+    *((place, f"S3{one}CRT") for place in PLACES for one in ("%2F", "%40", "%25")),
+    ("s3://{}@bucket/x", "S3CRT"),  # a token in place of the user
+    ("https://{}@h/x", "S3CRT"),
+    ("https://{}:@h/x", "S3CRT"),
+    ("https://h/x?token={}", "S3%2FCRT"),
+    ("https://h/x?{}", "S3CRT"),
+    ("https://h/x?a=b&token={}&c=d", "S3CRT"),
+    ("https://h/x#{}", "S3CRT"),
+    ("postgresql://bob@h/x?password={}", "S3%2FCRT"),
+    ("postgresql://h/x?user=bob&password={}&sslmode=require", "S3CRT"),
+    ("postgresql://h/x?sslpassword={}", "S3CRT"),
+]
+
+
+@pytest.mark.parametrize(("place", "secret"), SECRETS)
+def test_no_secret_of_any_characters_is_shown(place: str, secret: str) -> None:
+    """Not in the name, and not in what a library says of it, encoded or not."""
+    url = place.format(secret)
+    said = [f"can't open {url}", f"wrong: {secret}!", f'no "{url}", sorry']
+    said.append(f"wrong: '{urllib.parse.unquote(secret)}'")
+    for shown in (redact(url), *(hide_secrets(text, url) for text in said)):
+        assert "S3" not in shown
+        assert "CRT" not in shown
+
+
+@pytest.mark.parametrize(
+    ("said", "url", "hidden"),
+    [
+        (
+            'password authentication failed for user "app"',
+            "postgresql://app:app@h/x",
+            'password authentication failed for user "***"',
+        ),
+        (
+            'password authentication failed for user "postgres"',
+            "postgresql://postgres:password@h/x",
+            '*** authentication failed for user "postgres"',
+        ),
+        ("404 Not Found", "https://h/x?file=2020-01-05.json", "404 Not Found"),
+        ("no 2020-01-05.json", "https://h/x?file=2020-01-05.json", "no ***"),
+        ("a b at a", "postgresql://u:a@h/x", "*** b at ***"),  # not in "at"
+        ("no database x", "postgresql://bob@h/x", "no database x"),
+        ("no database x", "x.db", "no database x"),
+    ],
+)
+def test_what_a_message_keeps(said: str, url: str, hidden: str) -> None:
+    assert hide_secrets(said, url) == hidden
