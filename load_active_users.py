@@ -1753,6 +1753,12 @@ class Database:
         count: int = self.execute(query, day).fetchone()[0]
         return count
 
+    def read_logged_lines(self, load_id: str) -> int | None:
+        """Return the lines in the row of load_log for a run, if there is one."""
+        query = "SELECT lines FROM load_log WHERE load_id = ?"
+        row = self.execute(query, load_id).fetchone()
+        return row[0] if row else None
+
     def read_loaded_files(self, paths: list[str]) -> dict[str, Any]:
         """Return (path, version, first_date, last_date) of loaded_file by path."""
         query = """SELECT path, version, first_date, last_date FROM loaded_file
@@ -2245,23 +2251,22 @@ def commit(
     report: Report,
     versions: Iterable[FileVersion] = (),
     lock_timeout: float = LOCK_SECONDS,
+    in_doubt: Report | None = None,
 ) -> Report:
     """Store a load in one transaction; return the report with this load.
 
-    Raises LoadError, Unavailable, InDoubt.
+    If an earlier COMMIT of this load had no answer, in_doubt is the report that it
+    would have made true. Raises LoadError, Unavailable, InDoubt.
     """
-    job.stopper.outcome = ROLLED_BACK
-    replaced = staging.dates.wanted.days() if job.replace else set()
+    job.stopper.outcome = MAYBE_COMMITTED if in_doubt else ROLLED_BACK
     try:
         with transaction(job.target, not job.dry_run, lock_timeout) as db:
-            db.check_rule(job.rule)  # another load may have filled it meanwhile
-            counts = [
-                db.store_date(day, staging, day in replaced)
-                for day in sorted(staging.days | replaced)
-            ]
-            report = report.add(staging.tally, counts)
+            lines = db.read_logged_lines(in_doubt.load_id) if in_doubt else None
+            if in_doubt and lines == in_doubt.tally.lines:
+                report = in_doubt  # it was committed after all
+            else:
+                report = store_load(db, job, staging, report, versions)
             if db.can_write:
-                log_load(db, job, staging.dates, report, versions)
                 job.stopper.check()
                 job.stopper.outcome = MAYBE_COMMITTED
     except InDoubt as error:
@@ -2269,6 +2274,26 @@ def commit(
         raise
     if not job.dry_run:
         job.stopper.outcome = COMMITTED
+    return report
+
+
+def store_load(
+    db: Database,
+    job: Job,
+    staging: Staging,
+    report: Report,
+    versions: Iterable[FileVersion],
+) -> Report:
+    """Store a load; return the report with it."""
+    db.check_rule(job.rule)  # another load may have filled it meanwhile
+    replaced = staging.dates.wanted.days() if job.replace else set()
+    counts = [
+        db.store_date(day, staging, day in replaced)
+        for day in sorted(staging.days | replaced)
+    ]
+    report = report.add(staging.tally, counts)
+    if db.can_write:
+        log_load(db, job, staging.dates, report, versions)
     return report
 
 
@@ -2564,26 +2589,16 @@ class LiveLoad:
 
         Raises LoadError, Unavailable, InDoubt.
         """
+        staging = self.waiting[0]
         try:
-            if self.in_doubt:
-                self.resolve_doubt(self.in_doubt, lock_timeout)
-            else:
-                staging = self.waiting[0]
-                self.report = commit(self.job, staging, self.report, (), lock_timeout)
-                self.waiting.pop(0).close()
+            self.report = commit(
+                self.job, staging, self.report, (), lock_timeout, self.in_doubt
+            )
         except InDoubt as error:
             self.in_doubt = error.report
             raise
-
-    def resolve_doubt(self, expected: Report, lock_timeout: float) -> None:
-        """Find out whether the transaction whose COMMIT had no answer was committed."""
-        query = "SELECT lines FROM load_log WHERE load_id = ?"
-        with transaction(self.job.target, lock_timeout=lock_timeout) as db:
-            row = db.execute(query, expected.load_id).fetchone()
         self.in_doubt = None
-        if row and row[0] == expected.tally.lines:
-            self.report = expected
-            self.waiting.pop(0).close()
+        self.waiting.pop(0).close()
 
 
 # -- The report ------------------------------------------------------------------------
