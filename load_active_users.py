@@ -106,8 +106,10 @@ class Unusable(Exception):
 
 ENGAGEMENT_TIME = "engagement_time_msec"
 MAX_USER_BYTES = 512
-MAX_USER_CHARACTERS = MAX_USER_BYTES // 4  # a character has at most 4 bytes in UTF-8
-MAX_KEY_CHARACTERS = 128  # Google's keys have up to 40
+# Event refuses more characters than these; evaluate() then decides. A character has
+# at most 4 bytes in UTF-8, and Google's keys have up to 40 characters.
+MAX_USER_CHARACTERS = MAX_USER_BYTES // 4
+MAX_KEY_CHARACTERS = 128
 JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 
 
@@ -201,7 +203,7 @@ def find_time_zone(name: str) -> Any:
     if not isinstance(zone, tz.tzfile | tz.tzutc):
         examples = "names are like US/Central, Europe/Berlin, UTC"
         raise ValueError(f"{name!r} is not an IANA time zone; {examples}")
-    # python-dateutil 2.9 finds no rules in a file of zic's "slim" format.
+    # python-dateutil 2.9 finds no rules, and no name, in a file of zic's "slim" format.
     return zone if zone.tzname(EPOCH) else find_zone_info(name)
 
 
@@ -267,6 +269,12 @@ class DateRange(Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.first}..{self.last}"
 
+    def join(self, other: DateRange) -> DateRange:
+        """Return a range of both, or this one if there are dates between them."""
+        if self.first > other.last or self.last < other.first:
+            return self
+        return DateRange(min(self.first, other.first), max(self.last, other.last))
+
     def days(self) -> set[str]:
         """Return all dates of the range."""
         first, last = map(date.fromisoformat, (self.first, self.last))
@@ -278,16 +286,15 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored. With --replace these are the usual ones as
-    # well: on dates outside of --dates, users are added and nobody is replaced.
+    # Dates whose users are stored. With --replace, the usual ones are among them: the
+    # files of a replaced date hold late users of other dates, who are added there.
     counted: DateRange
 
     @classmethod
     def choose(cls, timezone: str, option: DateRange, replace: bool) -> LoadDates:
         """Return the dates of a load that begins now.
 
-        Raises ValueError for a range that is empty, LoadError for an impossible
-        clock.
+        Raises ValueError for a range that is empty, LoadError for an impossible clock.
         """
         today = datetime.now(find_time_zone(timezone)).date()
         usual = DateRange(FIRST_DATE, (today + timedelta(days=1)).isoformat())
@@ -296,11 +303,8 @@ class LoadDates(Struct, frozen=True):
                 f"the clock of this machine says {today}, which can't be right; "
                 "set it and load again"
             )
-        wanted = counted = option.fill(usual)
-        overlaps = wanted.first <= usual.last and wanted.last >= usual.first
-        if replace and overlaps:
-            first, last = min(wanted.first, usual.first), max(wanted.last, usual.last)
-            counted = DateRange(first, last)
+        wanted = option.fill(usual)
+        counted = wanted.join(usual) if replace else wanted
         return cls(usual, wanted, counted)
 
 
@@ -311,11 +315,10 @@ class LoadDates(Struct, frozen=True):
 # of any form; find_active() is the fast path, for many events of the usual
 # form.
 
-# Midnights and changes of the clock fall on multiples of five minutes of UTC,
-# in every time zone since 1970. So all instants of a slot that begins and ends
-# on one date are on that date, and the dates of slots can be memoized:
-# 2019-12-31 23:57 in US/Central is in the slot from 23:55 to 23:59:59.999999,
-# number 5259587 since 1970.
+# The dates of slots of five minutes are memoized. If a slot begins and ends on one
+# date, all of its instants are on it; otherwise each instant is looked up. 23:57 on
+# 2019-12-31 in US/Central is in the slot from 23:55 to 23:59:59.999999, number
+# 5259527 since 1970.
 SLOT = 300_000_000  # microseconds
 MEMO_SIZE = 65_536  # slots are 228 days of events
 Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
@@ -380,11 +383,11 @@ class Matcher:
         self.has_any_name = "*" in rule.event_names
         self.needs_time = self.has_any_name or len(rule.event_names) > 1
         text = ENGAGEMENT_TIME if self.needs_time else rule.event_names[0]
+        # JSON has more ways to spell other characters than letters, digits and "_".
         words = re.findall(r"\w+", text, re.ASCII)
         self.needle = max(words, key=len, default="event_name").encode()
-        # The needle is ASCII: \u005f, \u006... and \u007... spell its letters
-        # and "_". BigQuery itself writes other escapes, \u003c for "<" and the
-        # like.
+        # The needle is ASCII: \u006... and \u007... spell small letters, \u005f "_".
+        # BigQuery writes \u003c for "<" and the like, which only digits share.
         self.escapes = tuple({b"\\u00%x" % (byte >> 4) for byte in self.needle})
         self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
         self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
@@ -695,9 +698,9 @@ class Scanner(Struct):
     def scan_fast(self, text: Buffer, end: int, batch: Batch) -> bool:
         """Scan all lines in the first bytes of a text, or do nothing and return False.
 
-        The lines must be framed as objects: the text begins with "{", ends with
-        "}", and has "}\\n{" (or "}\\r\\n{") at each of its line ends. Without
-        that, a search could find the needle in what is no line of its own.
+        The lines must look like objects: the text begins with "{", ends with "}",
+        and has "}\\n{" (or "}\\r\\n{") at each line end. A line without the needle is
+        not decoded, so nothing else would notice that it is no object.
         """
         close = b"}\r" if text.endswith(b"\r", 0, end) else b"}"
         if not (text.startswith(b"{", 0, end) and text.endswith(close, 0, end)):
@@ -796,9 +799,8 @@ def decode_record(record: bytes) -> Any:
 
     text = str(record, "utf-8")
     try:
-        OBJECT_DECODER.decode(
-            text
-        )  # the json module accepts NaN, and control characters
+        # Unlike the json module, this refuses NaN and control characters.
+        OBJECT_DECODER.decode(text)
     except msgspec.DecodeError as error:
         raise ValueError(f"{NOT_AN_OBJECT} ({error})") from None
     return json.loads(text, parse_int=parse_json_integer)
@@ -889,8 +891,8 @@ def configure_sessions(settings: dict[str, Any]) -> None:
 async def accept_stored_object(_session: Any, _context: Any, request: Any) -> None:
     """Accept gzip for the content of an object in Google Cloud Storage.
 
-    Google decompresses an object of content encoding gzip for a client that
-    does not accept it, and sends all of it, whatever range was asked for.
+    For a client that does not accept gzip, Google decompresses an object of that
+    content encoding, and sends the whole object, whatever range was asked for.
     Metadata must not come compressed.
     https://cloud.google.com/storage/docs/transcoding
     """
@@ -943,14 +945,14 @@ def make_url_version(url: str, info: dict[str, Any]) -> FileVersion | None:
     identify the content.
     """
     keys = ETAG_KEYS if re.search("[?#]", url) else ETAG_KEYS + TIME_KEYS
-    token = find_token(info, keys)
-    if not token:
+    mark = find_mark(info, keys)
+    if not mark:
         return None
-    return FileVersion(escape_beyond_ascii(redact(url)), f"{info.get('size')} {token}")
+    return FileVersion(escape_beyond_ascii(redact(url)), f"{info.get('size')} {mark}")
 
 
-def find_token(info: dict[str, Any], keys: Iterable[str]) -> str:
-    """Return the value of the first of these keys that fsspec's info has, or ""."""
+def find_mark(info: dict[str, Any], keys: Iterable[str]) -> str:
+    """Return a mark of the content: the first of these keys in fsspec's info, or ""."""
     values = (str(info.get(key) or "") for key in keys)
     return next(filter(None, values), "").removeprefix("W/").strip('"')
 
@@ -976,6 +978,7 @@ READAHEAD_BYTES = 8 << 20  # to ask an object store for at once
 BOM = b"\xef\xbb\xbf"
 GZIP = rb"\x1f\x8b"
 ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
+COMPRESSED = GZIP + rb"|" + ZSTD  # what decompress() opens; its errors are in DAMAGED
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
 AS_JSON = "export it as newline-delimited JSON"
@@ -991,7 +994,7 @@ FORMATS = {  # by their first bytes
     rb"\xfd7zXZ\0": "xz-compressed; decompress it first: xzcat",
     rb"BZh": "bzip2-compressed; decompress it first: bzcat",
     rb"\x04\x22\x4d\x18": "lz4-compressed; decompress it first: lz4cat",
-    GZIP + rb"|" + ZSTD: "compressed twice, or a compressed live pipe; "
+    COMPRESSED: "compressed twice, or a compressed live pipe; "
     "decompress it first: zcat, or zstdcat",
     rb"[\s\S]{257}ustar[\0 ]": "a tar archive; load the files in it: tar -xO",
     rb"\s*<[!?a-zA-Z]": f"HTML or XML; {AS_JSON}",
@@ -1116,8 +1119,8 @@ def open_source(source: str) -> Iterator[OpenSource]:
         if info.get("type") == "directory":  # S3 opens a directory as an empty file
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         version = make_url_version(source, info)
-        identity = find_token(info, ("ino", *ETAG_KEYS, *TIME_KEYS))
-        # HTTP is read as a stream: few servers say whether they serve ranges.
+        identity = find_mark(info, ("ino", *ETAG_KEYS, *TIME_KEYS))
+        # HTTP is read as a stream unless the server says that it serves ranges.
         is_http = "http" in system.protocol
         can_seek = info.get("partial", not is_http)
         block_size = READAHEAD_BYTES if can_seek else 0  # 0: a stream
@@ -1158,7 +1161,7 @@ def open_range(range_: Range) -> Iterator[OpenRange]:
 
 def is_compressed(file: io.BufferedReader) -> bool:
     """Tell whether a file is compressed, by its first bytes."""
-    return re.match(GZIP + rb"|" + ZSTD, file.peek()) is not None
+    return re.match(COMPRESSED, file.peek()) is not None
 
 
 @contextlib.contextmanager
@@ -1245,7 +1248,7 @@ def split_source(name: str, size: int) -> list[Range]:
         can_split = opened.file.seekable() and not is_compressed(opened.file)
         end = opened.file.seek(0, os.SEEK_END) if opened.file.seekable() else None
     whole = Range(name, 0, None, opened.identity, opened.version, size=end)
-    if not can_split or end is None:
+    if end is None or not can_split:
         return [whole]
     step = max(size, URL_RANGE_BYTES) if is_url(name) else size
     starts = range(0, end, step) or [0]  # an empty file has an empty range
@@ -1282,9 +1285,8 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
     """Scan ranges in worker processes. Raises LoadError.
 
     Each worker has a pipe of its own. concurrent.futures has one pipe for the
-    results of all workers: if a worker is killed while it writes, the parent
-    waits for ever. Here the parent reads the end of that worker's pipe, and
-    says so.
+    results of all workers: if a worker is killed while it writes, the parent waits
+    for ever. Here the parent reads the end of that worker's pipe, and says so.
     """
     with about("scanning processes"), contextlib.ExitStack() as stack:
         connections = start_workers(workers, scanner, stack)
@@ -1294,9 +1296,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
         def send(range_: Range) -> Any:
             """Send a range to the worker with the least work; return its connection.
 
-            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here. A
-            worker may get one more than its part of them, so that there is a
-            choice.
+            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here, so at
+            least one worker has fewer than QUEUE_PER_WORKER. Those that have
+            exactly as many may take one more, or there would often be no choice.
             """
             free = [one for one in connections if queued[one] <= QUEUE_PER_WORKER]
             connection = min(free, key=assigned.__getitem__)
@@ -1305,21 +1307,19 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
             connection.send(range_)
             return connection
 
-        is_lost = False
-        try:
+        # A worker that is killed ends its connection. The error is raised outside of
+        # the block: the exception holds a buffer that Python 3.12 and 3.13 can't
+        # release otherwise.
+        with contextlib.suppress(EOFError, OSError):
             ahead = QUEUE_PER_WORKER * workers
             for range_, connection in submit_ahead(ranges, send, ahead):
                 for batch in receive_batches(connection):
                     yield range_, batch
                 queued[connection] -= 1
-        except (EOFError, OSError):
-            is_lost = True
-        # Not within "except": Python 3.13 would complain on standard error about the
-        # buffer that the exception keeps.
-        if is_lost:
-            raise LoadError(
-                "a scanning process was killed (out of memory?); try fewer --workers"
-            )
+            return
+        raise LoadError(
+            "a scanning process was killed (out of memory?); try fewer --workers"
+        )
 
 
 class Answer(NamedTuple):
@@ -1565,20 +1565,20 @@ class Staging:
 def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     """Merge runs, which come in the order of their first users.
 
-    Yields the users, sorted and distinct. A user below the first user of the
-    next run can't come again, so all users below it are complete. They are
-    sorted when another CHUNK_USERS have been collected since the last time.
+    Yields the users, sorted and distinct. Later runs hold no user below the first
+    user of the next run, so all users below it are complete. Sorting waits until
+    CHUNK_USERS have come beside those that were left over the last time.
     """
     pending: list[str] = []
-    incomplete = 0  # users that were left over the last time
+    left_over = 0
     for run in runs:
-        if len(pending) >= incomplete + CHUNK_USERS:
+        if len(pending) >= left_over + CHUNK_USERS:
             pending.sort()
             complete = bisect_left(pending, run.first_user)
             if complete:
                 yield list(dict.fromkeys(pending[:complete]))
                 del pending[:complete]
-            incomplete = len(pending)
+            left_over = len(pending)
         pending += STRINGS_DECODER.decode(run.users)
     if pending:
         yield list(dict.fromkeys(sorted(pending)))
@@ -1599,6 +1599,8 @@ LOCK_SECONDS = 60.0  # to wait for other writers
 ANSWER_SECONDS = 60.0  # to wait for a PostgreSQL server
 TABLES = ("active_user_table", "active_user", "load_log", "loaded_file")
 ADDED_TABLES = {"loaded_file"}  # since version 1.0.0
+# "AS value" suits both databases, as translate_query() says. Without "WHERE true",
+# SQLite would take ON CONFLICT for the ON of a join.
 INSERT_USERS = """INSERT INTO active_user (date, user_pseudo_id)
     SELECT ?, value FROM json_each(?) AS value WHERE true
     ON CONFLICT (date, user_pseudo_id) DO NOTHING"""
@@ -1697,7 +1699,8 @@ class Database:
             has_type = column is not None and column.type.upper() == type_
             if table in missing or has_type:
                 continue
-            if column or default is None:
+            # It has another type, or it is missing and can't be added.
+            if column is not None or default is None:
                 raise Unusable(
                     f"its table {table} has no column {name} of type {type_}, as in "
                     "schema.sql; choose another --db"
@@ -1750,8 +1753,7 @@ class Database:
     def count_users(self, day: str) -> int:
         """Return how many users active_user holds on a date."""
         query = "SELECT count(*) FROM active_user WHERE date = ?"
-        count: int = self.execute(query, day).fetchone()[0]
-        return count
+        return int(self.execute(query, day).fetchone()[0])
 
     def read_logged_lines(self, load_id: str) -> int | None:
         """Return the lines in the row of load_log for a run, if there is one."""
@@ -1786,16 +1788,16 @@ class Database:
         for row in rows:
             self.execute(sql, *row)
 
-    def count_changes(self, day: str, staging: Staging, insert: bool) -> Changes:
-        """Count the users of a load that are new on a date; insert them if asked."""
+    def add_users(self, day: str, staging: Staging, is_trial: bool) -> Changes:
+        """Add the users of a load to a date. Count the new ones; a trial adds none."""
         changes = Changes()
         for users in staging.get_users(day):
             array = encode_json(users)
             changes.loaded += len(users)
-            if insert:
-                changes.added += self.execute(INSERT_USERS, day, array).rowcount
-            else:
+            if is_trial:
                 changes.added += self.execute(COUNT_NEW_USERS, array, day).fetchone()[0]
+            else:
+                changes.added += self.execute(INSERT_USERS, day, array).rowcount
         return changes
 
     def store_date(self, day: str, staging: Staging, replace: bool) -> DateCount:
@@ -1803,41 +1805,39 @@ class Database:
 
         With replace, they take the place of those that are there.
         """
-        kept = self.count_users(day)
+        held = self.count_users(day)
         counted = self.read_counts("WHERE date = ?", day).get(day)
-        is_final = counted is not None and kept < counted
-        if is_final and not replace:
-            left_out = staging.count_users(day)
-            return DateCount(day, counted or 0, Changes(left_out=left_out))
-        if replace and kept:
-            result = self.replace_users(day, staging, kept)
+        if counted is not None and held < counted and not replace:  # the date is final
+            return DateCount(day, counted, Changes(left_out=staging.count_users(day)))
+        if replace and held:
+            result = self.replace_users(day, staging, held)
         else:
-            result = self.merge_users(day, staging, kept)
+            result = self.merge_users(day, staging, held)
         if self.can_write and result.active_user_count != counted:
             row = {"date": day, "active_user_count": result.active_user_count}
             self.upsert("active_user_table", [row])
         return result
 
-    def merge_users(self, day: str, staging: Staging, kept: int) -> DateCount:
+    def merge_users(self, day: str, staging: Staging, held: int) -> DateCount:
         """Add the users of a load to those on a date."""
-        changes = self.count_changes(day, staging, insert=self.can_write)
-        count = kept + changes.added
+        changes = self.add_users(day, staging, is_trial=not self.can_write)
+        count = held + changes.added
         if self.can_write and changes.added:
-            count = self.count_users(
-                day
-            )  # a trigger may have rejected or deleted users
+            # A trigger may have rejected or deleted users.
+            count = self.count_users(day)
         return DateCount(day, count, changes)
 
-    def replace_users(self, day: str, staging: Staging, kept: int) -> DateCount:
+    def replace_users(self, day: str, staging: Staging, held: int) -> DateCount:
         """Put the users of a load in the place of those on a date."""
-        changes = self.count_changes(day, staging, insert=False)
+        changes = self.add_users(day, staging, is_trial=True)
         common = changes.loaded - changes.added  # users that are there, and stay
-        changes.removed = kept - common
+        changes.removed = held - common
         if not (self.can_write and (changes.added or changes.removed)):
             return DateCount(day, changes.loaded, changes)
         self.execute("DELETE FROM active_user WHERE date = ?", day)
-        self.count_changes(day, staging, insert=True)
-        count = self.count_users(day)  # a trigger may have rejected users
+        self.add_users(day, staging, is_trial=False)
+        # A trigger may have rejected users.
+        count = self.count_users(day)
         changes.added = count - common
         return DateCount(day, count, changes)
 
@@ -1875,7 +1875,9 @@ class SQLite(Database):
             if not exists:
                 raise Unusable("is not a regular file; choose another --db")
         if exists or can_write:
-            mode = "rwc" if can_write else "rw"  # "rw" reads a read-only file too
+            # A reader may have to roll back the journal of a killed writer. SQLite
+            # falls back to reading if the file is read-only.
+            mode = "rwc" if can_write else "rw"
             self.connect(f"file:{quote_path(self.path)}?mode={mode}")
             for setting in self.SETTINGS:
                 self.execute(setting)
@@ -2028,11 +2030,12 @@ def is_postgres(target: str) -> bool:
 def parse_postgres_url(url: str) -> dict[str, Any]:
     """Return the connection parameters in a PostgreSQL URL. Raises ValueError.
 
-    libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host
-    "loader", the port "S3CRT" and a database "x@db". Such a URL is refused.
+    libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host "loader", the
+    port "S3CRT" and a database "x@db". Such a URL is refused.
     """
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
+    with tame_libraries():
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
 
     try:
         parameters = conninfo_to_dict(url.replace("+psycopg", "", 1))
@@ -2083,7 +2086,7 @@ class Job(Struct):
     validate: bool = False
     dry_run: bool = False
     max_bad_records: int = 0
-    stopper: Stopper = msgspec.field(default_factory=lambda: Stopper())
+    stopper: Stopper = msgspec.field(default_factory=lambda: Stopper())  # defined below
 
     def choose_dates(self) -> LoadDates:
         """Return the dates of a load that begins now. Raises ValueError, LoadError."""
@@ -2176,10 +2179,11 @@ def open_rejects(path: str) -> Iterator[Any]:
 def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
     """Return the sources without those that --incremental need not read.
 
-    A file is skipped if an earlier load has read the same version of it, and
-    counted all dates that this load counts. Raises LoadError.
+    A file is skipped if an earlier load has read the same version of it, and counted
+    all dates that this load counts. Raises LoadError.
     """
-    if dates.counted.last > dates.usual.last:
+    wanted = dates.counted
+    if wanted.last > dates.usual.last:
         return sources  # no load can have seen all events after tomorrow
     versions = {source: find_version(source) for source in sources}
     with transaction(job.target) as db:
@@ -2189,8 +2193,8 @@ def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
         if file is None or file.path not in rows:
             return False
         _, version, first, last = rows[file.path]
-        wanted = dates.counted
-        covers = str(first) <= wanted.first and str(last or wanted.last) >= wanted.last
+        last = last or wanted.last  # NULL: the load reached tomorrow; see log_load()
+        covers = str(first) <= wanted.first and str(last) >= wanted.last
         return covers and bool(version == file.version)
 
     return [source for source in sources if not is_unchanged(versions[source])]
@@ -2307,8 +2311,8 @@ def log_load(
     """Store the rows of a load in load_log and loaded_file."""
     loaded_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     db.upsert("load_log", [make_log_row(job, dates, report, loaded_at)])
-    # The last date is NULL if the load reached tomorrow. That is the usual last
-    # date, and moves on every night, while the events of a file stay the same.
+    # NULL if the load reached tomorrow, the usual last date. Stored as a date, it
+    # would make the next night's load, which wants one date more, read every file.
     is_open = dates.counted.last >= dates.usual.last
     shared = {
         "loaded_at": loaded_at,
@@ -2376,9 +2380,11 @@ def warn(job: Job, report: Report) -> None:
 # are tried again. Memory is bounded: then the pipe is read no further, and its
 # producer has to wait.
 
-LIVE_LOCK_SECONDS = 0.5  # a writer that waits for a lock keeps new readers out
-LIVE_BYTES = 256 << 10  # of users: more are committed before the interval is over, so
-# that a commit locks readers out for a moment only
+# While a writer waits to commit to SQLite, no new reader is let in.
+LIVE_LOCK_SECONDS = 0.5
+# Bytes of users in memory. If there are more, they are committed before the interval is
+# over, so that a commit locks readers out for a moment only.
+LIVE_BYTES = 256 << 10
 POLL_SECONDS = 0.2  # to wait for input before looking whether a commit is due
 READ_BYTES = 1 << 20
 
@@ -2442,7 +2448,7 @@ class LiveLoad:
         """Load the sources, one after another. Raises LoadError, Stopped."""
         stopper = self.job.stopper
         stopper.tolerated = sys.maxsize
-        stopper.is_idle = False
+        stopper.ends_quietly = False
         with self.tell_loss(), self.commit_at_end():
             # Each step has taken a batch, or found no input for a moment.
             for _ in self.take_batches(sources):
@@ -2483,8 +2489,9 @@ class LiveLoad:
         try:
             self.commit_waiting(LOCK_SECONDS)
         except LoadError as error:
-            is_other = failure and str(failure) != str(error)
-            raise LoadError(f"{failure}; {error}" if is_other else str(error)) from None
+            # A database that is still unavailable fails twice in the same words.
+            texts = dict.fromkeys(map(str, filter(None, (failure, error))))
+            raise LoadError("; ".join(texts)) from None
         if failure:
             raise failure
 
@@ -2506,9 +2513,9 @@ class LiveLoad:
 
     def take_range(self, range_: Range) -> Iterator[None]:
         """Take the batches of a range."""
-        job = self.job
         keep = self.intake.rejects is not None
-        scanner = Scanner(job.rule, self.staging.dates, job.validate, keep)
+        dates = self.staging.dates
+        scanner = Scanner(self.job.rule, dates, self.job.validate, keep)
         with contextlib.closing(scanner(range_)) as batches:
             for batch in batches:
                 self.lines_read += batch.tally.lines
@@ -2516,20 +2523,22 @@ class LiveLoad:
                     self.intake.take(self.staging, range_, batch)
                 yield
                 # More of a file can be read another time, but not of a pipe.
-                if job.stopper.signals and range_.data is None:
+                if self.job.stopper.signals and range_.data is None:
                     return
 
     def commit_when_due(self) -> None:
-        """Commit if the interval is over, or if no more users may wait in memory.
+        """Commit if the interval is over, or at once if no more users may wait.
 
-        In the latter case, return only when the database has taken an interval.
+        If the database is unavailable then, try again whenever an interval is over,
+        and do not return (so that no more is read) until there is room again.
         """
         while not self.job.stopper.signals and (self.is_due() or self.is_full()):
-            if self.is_due() or not self.waiting:
+            must_wait = self.waiting and not self.is_due()
+            if must_wait:
+                time.sleep(POLL_SECONDS)
+            else:
                 self.commit_interval()
                 self.due = time.monotonic() + self.every
-            else:  # the database is unavailable: wait until the next try is due
-                time.sleep(POLL_SECONDS)
 
     def is_due(self) -> bool:
         return time.monotonic() >= self.due
@@ -2567,8 +2576,9 @@ class LiveLoad:
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
 
-        Retries until some seconds have passed. Raises LoadError, Unavailable,
-        Stopped: the next signal, or the second if none has come, ends the wait.
+        Retries until some seconds have passed. The first signal of a run does not end
+        the wait, since it asks for this commit; one that comes after it raises Stopped.
+        Raises LoadError, Unavailable.
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
@@ -2618,11 +2628,12 @@ def list_rows(report: Report) -> list[tuple[str, int, int, int]]:
 
 def format_json(report: Report) -> str:
     """Return the report as one JSON object."""
-    rows = list_rows(report)
-    dates = [dict(zip(COLUMN_NAMES, row, strict=True)) for row in rows]
+    dates = [dict(zip(COLUMN_NAMES, row, strict=True)) for row in list_rows(report)]
     tallies = {name: getattr(report.tally, name) for name in TALLIES}
-    left_out = report.changes().left_out
-    others = {"left_out": left_out, "skipped_files": report.skipped_files}
+    others = {
+        "left_out": report.changes().left_out,
+        "skipped_files": report.skipped_files,
+    }
     return encode_json({"dates": dates, **tallies, **others})
 
 
@@ -2642,14 +2653,7 @@ def format_table(report: Report) -> str:
     if report.skipped_files and not report.files_read:
         return skipped
     width = shutil.get_terminal_size().columns
-    shown = COLUMN_NAMES if report.shows_removed else COLUMN_NAMES[:-1]
-    rows = [row[: len(shown)] for row in list_rows(report)]
-    cells = [shown, *(tuple(map(str, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([day.ljust(10), *map(str.rjust, numbers, widths[1:])])
-        for day, *numbers in cells
-    ]
+    lines = align_columns(report)
     counts = list(report.counts.values())
     largest = max((count.active_user_count for count in counts), default=0)
     room = max(width - len(lines[0]) - 2, 0)
@@ -2657,6 +2661,18 @@ def format_table(report: Report) -> str:
     lines = [f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)]
     text = summarize(report) + (f"; {skipped}" if report.skipped_files else "")
     return "\n".join([*lines, textwrap.fill(text, width, break_on_hyphens=False)])
+
+
+def align_columns(report: Report) -> list[str]:
+    """Return the heading and the rows: a date to the left, numbers to the right."""
+    names = COLUMN_NAMES if report.shows_removed else COLUMN_NAMES[:-1]
+    rows = [row[: len(names)] for row in list_rows(report)]
+    cells = [names, *(tuple(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([day.ljust(10), *map(str.rjust, numbers, widths[1:])])
+        for day, *numbers in cells
+    ]
 
 
 def draw_bar(count: DateCount, room: int, largest: int) -> str:
@@ -2702,9 +2718,11 @@ def summarize(report: Report) -> str:
 def print_report(text: str) -> None:
     """Print the report. Raises LoadError."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    with about("the report could not be written (the load is done)"):
-        with contextlib.suppress(BrokenPipeError):  # the reader has seen enough
-            click.echo(text, color=False if is_plain else None)  # None: on a terminal
+    with (
+        about("the report could not be written (the load is done)"),
+        contextlib.suppress(BrokenPipeError),  # the reader has seen enough
+    ):
+        click.echo(text, color=False if is_plain else None)  # None: on a terminal
 
 
 # -- The plot --------------------------------------------------------------------------
@@ -2725,7 +2743,7 @@ def plot_table(path: str, target: str) -> None:
     The file is replaced atomically when the picture is complete. If it is a
     symbolic link, its target is replaced.
     """
-    with transaction(target) as db:
+    with transaction(target) as db:  # which names the database in the message
         if not (is_postgres(target) or os.path.exists(target)):
             raise Unusable("there is no such database; load events into it first")
         counts = db.read_counts()
@@ -2787,9 +2805,8 @@ def draw_figure(counts: dict[str, int], rule: Rule | None) -> Any:
 
 def number_days(counts: dict[str, int]) -> dict[int, int]:
     """Return counts by the number of days since 1970-01-01, which matplotlib uses."""
-    epoch = EPOCH.toordinal()
     return {
-        date.fromisoformat(day).toordinal() - epoch: count
+        (date.fromisoformat(day) - EPOCH.date()).days: count
         for day, count in counts.items()
     }
 
@@ -2839,9 +2856,15 @@ def draw_numbers(axes: Any, counts: dict[int, int], span: int) -> None:
     """Write each count above its bar, small enough that neighbours do not touch."""
     longest = len(f"{max(counts.values()):,}")
     points = min(9, 1000 / max(span, 7) / longest)
-    style = {"textcoords": "offset points", "ha": "center", "fontsize": points}
     for day, count in counts.items():
-        axes.annotate(f"{count:,}", (day, count), (0, 3), **style)
+        axes.annotate(
+            f"{count:,}",
+            (day, count),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=points,
+        )
 
 
 def label_axes(axes: Any, first: int, last: int) -> None:
@@ -2866,8 +2889,8 @@ def label_axes(axes: Any, first: int, last: int) -> None:
 def week_averages(counts: dict[int, int]) -> dict[int, float]:
     """Return the average of each day and the six before it, over those with a count.
 
-    It is NaN (no line) for the first six days, where fewer than four of the
-    seven days have a count, and after the last day before a gap.
+    It is NaN (no line) in three cases: on the first six days, if fewer than four of
+    the seven days have a count, and on the day after the last one before a gap.
     """
     averages = {}
     first = min(counts)
@@ -2916,11 +2939,11 @@ TRANSIENT_CODES = (
 TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
-GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # variable; zonal buckets need "true"
-# The start of a URL, also if a slash is missing. A long word is looked at only once.
+GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # a variable; see tame_libraries()
+# The start of a URL, also if a slash is missing. Because of the lookbehind, a long word
+# is tried once, and not from each of its letters.
 URL_START = r"(?<![\w+.-])[A-Za-z][\w+.-]*:/+"
 PLAIN_MODULES = ("sqlite3", "psycopg", __name__)  # whose messages need no class name
-NULL_CONTEXT = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -2944,9 +2967,11 @@ def about(name: str, find_line: Callable[[], str] = lambda: "") -> Iterator[None
 def say(text: str) -> None:
     """Print a line on standard error, above a progress bar, if it can be printed."""
     tqdm: Any = sys.modules.get("tqdm")
-    with contextlib.suppress(OSError):
-        with tqdm.tqdm.external_write_mode(sys.stderr) if tqdm else NULL_CONTEXT:
-            click.echo(escape_control_characters(text), err=True)
+    with (
+        contextlib.suppress(OSError),
+        tqdm.tqdm.external_write_mode(sys.stderr) if tqdm else contextlib.nullcontext(),
+    ):
+        click.echo(escape_control_characters(text), err=True)
 
 
 def escape_control_characters(text: str) -> str:
@@ -2968,7 +2993,7 @@ def describe_error(error: Any, about_name: str = "") -> str:
     message = getattr(getattr(error, "diag", None), "message_primary", None)  # libpq's
     message = message or getattr(error, "strerror", None) or str(error) or kind.__name__
     text = hide_secrets(" ".join(message.split()), about_name)[:MAX_MESSAGE]
-    is_plain = isinstance(error, OSError) or kind.__module__.startswith(PLAIN_MODULES)
+    # Some messages say less than their kind.
     if isinstance(error, FileNotFoundError):
         text = os.strerror(errno.ENOENT)
     elif kind.__name__ == "ClientResponseError":  # of aiohttp
@@ -2977,7 +3002,7 @@ def describe_error(error: Any, about_name: str = "") -> str:
         text = (
             f"the compressed data is damaged or cut off ({text}); fetch the file again"
         )
-    elif not is_plain:
+    elif not (isinstance(error, OSError) or kind.__module__.startswith(PLAIN_MODULES)):
         text = f"{kind.__name__}: {text}"
     remedy = REMEDIES.get(find_error_code(error))
     return f"{text}; {remedy}" if remedy else text
@@ -3015,27 +3040,30 @@ def redact(name: str) -> str:
         simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
         https://me:S3?CRT@store/a.json          https://...
 
-    "?" ends the place in a URL, unless an "@" follows: then "?" may be part of a
-    password, as in the last one, and everything is hidden. The same goes for "::",
-    by which fsspec chains URLs, and which stands in IPv6 addresses as well.
+    What follows "?" or "#" is left out. If there is an "@" in it, the "?" may belong
+    to a password, as in the last example, and everything is hidden.
     """
     if not re.search(URL_START, name):
         return name
     shown = re.split(r"[?#]", name, maxsplit=1)[0]
-    has_at_in_query = "@" in name[len(shown) :]
-    parts = []
-    for url in re.split(f"(?=::{URL_START})", shown):
-        start = re.match(f"(::)?{URL_START}", url)
-        scheme = start[0] if start else ""
-        place = url[len(scheme) :]
-        user, _, host = place.rpartition("@")
-        has_at_later = "@" in name.partition(url)[2]
-        if scheme and (has_at_in_query or (has_at_later and ":" in place and not user)):
-            place = "..."
-        elif re.match("[^/]*[:@]", place):
-            place = host
-        parts.append(scheme + place)
-    return "".join(parts)
+    query = name[len(shown) :]
+    # fsspec chains URLs by "::", which stands in IPv6 addresses as well.
+    chain = re.split(f"(?!^)(?=::{URL_START})", shown)
+    later = ("".join(chain[index:]) + query for index in range(1, len(chain) + 1))
+    return "".join(map(redact_url, chain, later, itertools.repeat(query)))
+
+
+def redact_url(url: str, later: str, query: str) -> str:
+    """Redact one URL of a chain, without its query; later is what follows it."""
+    start = re.match(f"(::)?{URL_START}", url)
+    scheme = start[0] if start else ""
+    place = url[len(scheme) :]
+    # A password may contain "?" or "::"; then its end, the "@", comes later.
+    ends_later = ":" in place and "@" not in place and "@" in later
+    if scheme and (ends_later or "@" in query):
+        return f"{scheme}..."
+    has_user = re.match("[^/]*[:@]", place)
+    return scheme + (place.rpartition("@")[2] if has_user else place)
 
 
 def redact_urls(text: str) -> str:
@@ -3052,19 +3080,19 @@ def redact_urls(text: str) -> str:
 def find_secrets(name: str) -> set[str]:
     """Return the texts in a URL that no message may show.
 
-    They are the password, its words (libpq may quote a part of it), and a token
-    in place of the user; in the query, the values, or on PostgreSQL the
-    passwords.
+    They are the password and its words (libpq may quote one of them). Of a PostgreSQL
+    URL also the passwords in the query; of any other URL a token in place of the user,
+    and all values of the query.
     """
     from urllib.parse import unquote
 
     secrets = set()
-    for password in re.findall(r":/+[^:/?#@]*:(.*)@", name):
+    for password in re.findall(r":/+[^:/?#@]*:(.*)@", name):  # ://USER:PASSWORD@
         secrets |= {password, *re.findall(r"\w{3,}", password)}
-    if is_postgres(name):
+    if is_postgres(name):  # ?password=PASSWORD&sslpassword=PASSWORD
         secrets |= set(re.findall(r"[?&]\w*password=([^&]*)", name))
     else:
-        secrets |= set(re.findall(r":/+([^/?#@:]+)(?=[^/]*@)", name))
+        secrets |= set(re.findall(r":/+([^/?#@:]+)(?=[^/]*@)", name))  # ://TOKEN@
         _, *fields = re.split("[?#&]", name)
         secrets |= {field.rpartition("=")[2] for field in fields}
     return {text for secret in secrets for text in (secret, unquote(secret)) if text}
@@ -3087,9 +3115,9 @@ def hide_secrets(text: str, name: str) -> str:
 def tame_libraries() -> Iterator[None]:
     """Keep the logs and warnings of libraries off standard error, which cron mails.
 
-    What matters in them comes as an exception too. And keep gcsfs from gRPC, by
-    which it asks for the type of a bucket: after that, processes that are
-    forked hang.
+    What matters in them comes as an exception too. gcsfs asks by gRPC for the type of
+    a bucket, and processes that are forked after that hang; so it is told not to,
+    unless the user has set the variable (for zonal buckets, to "true").
     """
     import logging
 
@@ -3140,7 +3168,7 @@ class Stopper:
         self.signals: list[int] = []  # that have come
         self.tolerated = 0  # so many signals are only recorded
         self.outcome = ROLLED_BACK  # what becomes of the load if a signal comes now
-        self.is_idle = False  # a live load has read nothing: a signal ends it with 0
+        self.ends_quietly = False  # a live load has not begun: a signal ends it with 0
 
     @contextlib.contextmanager
     def handle_signals(self, numbers: Iterable[int]) -> Iterator[None]:
@@ -3165,13 +3193,14 @@ class Stopper:
 
     def handle(self, number: int, frame: object) -> None:
         self.signals.append(number)
-        if len(self.signals) == self.tolerated + 1:  # any later one changes nothing
+        # Only the first that is not tolerated: a later one must not end the message.
+        if len(self.signals) == self.tolerated + 1:
             self.check()
 
     def check(self) -> None:
         """Raise Stopped if a signal should have ended the program."""
         if len(self.signals) > self.tolerated:
-            raise SystemExit(0) if self.is_idle else Stopped(self.signals[-1])
+            raise SystemExit(0) if self.ends_quietly else Stopped(self.signals[-1])
 
 
 @contextlib.contextmanager
@@ -3352,8 +3381,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except LoadError as error:
-        text = escape_control_characters(str(error))
-        raise click.ClickException(text) from None
+        raise click.ClickException(escape_control_characters(str(error))) from None
     except (OSError, MemoryError) as error:
         raise click.ClickException(describe_error(error)) from None
 
@@ -3486,7 +3514,7 @@ def make_progress_bar(is_wanted: bool | None, ranges: list[Range]) -> Any:
     if not (is_terminal if is_wanted is None else is_wanted):
         return contextlib.nullcontext()
     sizes = [range_.size for range_ in ranges]
-    total = None if None in sizes else sum(filter(None, sizes)) or None
+    total = None if None in sizes else sum(size or 0 for size in sizes) or None
     style: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
     if not is_terminal:  # a line now and then, in a log
         style |= {"mininterval": 10, "delay": 10}  # seconds
@@ -3590,7 +3618,7 @@ def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     "FROM..TO",
     "Count only events on these dates; either end may be left out.",
     type=Text(DateRange.parse),
-    show_default="2000-01-01.. to tomorrow",
+    show_default="2000-01-01 to tomorrow",
 )
 @option(
     "--incremental",
@@ -3710,7 +3738,7 @@ def main(
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(report_errors())
-        is_live = job.stopper.is_idle = commit_every is not None
+        is_live = job.stopper.ends_quietly = commit_every is not None
         stack.enter_context(job.stopper.handle_signals(list_signals(is_live)))
         check_options(job, incremental, plot, cluster, commit_every)
         if plot or cluster or any(map(is_url, (db, *events))):
@@ -3726,7 +3754,7 @@ def main(
             file = None
             if rejects and not dry_run:
                 file = stack.enter_context(open_rejects(rejects))
-            if commit_every:
+            if commit_every is not None:
                 report = load_live(job, sources, file, progress, commit_every)
             else:
                 report = load_batch(
