@@ -2249,6 +2249,9 @@ def refuse_bad_records(job: Job, staging: Staging, report: Report) -> None:
         )
 
 
+# -- Committing a load -----------------------------------------------------------------
+
+
 def commit(
     job: Job,
     staging: Staging,
