@@ -556,6 +556,23 @@ def test_a_connection_that_breaks(loader: PostgresLoader) -> None:
 # -- Behind a pooler
 
 
+def test_a_commit_without_an_answer(loader: PostgresLoader) -> None:
+    """The session ends while it commits: a deferred trigger is run at the end."""
+    loader.load(SAMPLE)
+    loader.query("""
+        CREATE FUNCTION vanish() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_terminate_backend(pg_backend_pid());
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER vanishing AFTER INSERT ON active_user
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION vanish()""")
+    said = loader.refuse(loader.file(lines(event("new"))))
+    assert said == (
+        f"Error: {loader.shown}: no answer to COMMIT (terminating connection due to "
+        "administrator command); the load may be committed; load again to be sure\n"
+    )
+
+
 @pytest.fixture
 def pooler(loader: PostgresLoader) -> Iterator[str]:
     """The URL of the database behind a pgbouncer, with a connection per transaction."""

@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import pty
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +24,20 @@ from helpers import (
     event,
     has_open,
     lines,
+    make_rule,
     wait_for,
+    when_it_reads,
     workers_of,
+)
+
+from load_active_users import (
+    Batch,
+    Intake,
+    Job,
+    Range,
+    Report,
+    Stopped,
+    load_once,
 )
 
 # -- Signals
@@ -113,6 +128,42 @@ def test_a_signal_while_nobody_reads_the_messages(loader: Loader) -> None:
     with open(reader, "rb") as said:
         assert said.read() == b"x" * 4090
     assert not loader.db.exists()
+
+
+def test_the_last_words_on_a_terminal_begin_a_line(loader: Loader) -> None:
+    """The terminal itself shows "^C" without the end of a line."""
+    controller, terminal = pty.openpty()
+    with loader.start("-q", "--no-progress", "-", stderr=terminal) as process:
+        os.close(terminal)
+        when_it_reads(process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    said = os.read(controller, 65_536)
+    os.close(controller)
+    expected = b"\n" + INTERRUPTED
+    assert (process.returncode, said.replace(b"\r\n", b"\n")) == (130, expected)
+
+
+def test_a_signal_that_a_library_swallows_ends_a_load_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """It comes while the second of three batches is scanned."""
+    job = Job((), str(tmp_path / "active_user_table.db"), make_rule())
+    dates = job.choose_dates()
+    scanned = []
+
+    def scan() -> Iterator[tuple[Range, Batch]]:
+        for number in (1, 2, 3):
+            if number == 2:
+                with suppress(Stopped):
+                    job.stopper.handle(signal.SIGINT, None)
+            scanned.append(number)
+            yield Range("events.jsons"), Batch().close(dates)
+
+    with pytest.raises(Stopped) as stopped:
+        load_once(job, dates, Intake(), scan(), (), Report())
+    assert (stopped.value.code, scanned) == (130, [1, 2])
+    assert not Path(job.target).exists()
 
 
 # -- Standard streams
