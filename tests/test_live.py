@@ -514,6 +514,19 @@ def test_after_a_signal_no_more_of_a_file_is_read(
     assert capfd.readouterr() == ("", f"{path}: {what}\n")
 
 
+def test_after_a_signal_a_commit_is_that_of_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is due, and memory is full. But the end has more patience, and a limit."""
+    monkeypatch.setattr("load_active_users.LIVE_BYTES", 0)
+    live = LiveLoad(Job((), "missing/a.db", make_rule()), Intake(), every=0)
+    monkeypatch.setattr(live, "commit_interval", lambda: pytest.fail("it commits"))
+    live.job.stopper.signals.append(signal.SIGTERM)
+    assert live.is_due()
+    assert live.is_full()
+    live.commit_when_due()
+
+
 def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

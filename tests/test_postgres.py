@@ -48,6 +48,8 @@ from servers import (
     unprivileged,
 )
 
+from load_active_users import is_transient
+
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
@@ -554,6 +556,22 @@ def test_a_connection_that_breaks(loader: PostgresLoader) -> None:
 
 
 # -- Behind a pooler
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (psycopg.OperationalError, True),  # the connection fails or breaks
+        (psycopg.InterfaceError, True),
+        (psycopg.DataError, False),  # of the driver itself: a value is unusable
+        (psycopg.errors.AdminShutdown, True),
+        (psycopg.errors.SerializationFailure, True),
+        (psycopg.errors.InvalidPassword, False),
+        (psycopg.errors.UndefinedTable, False),
+    ],
+)
+def test_which_errors_may_go_away(error: type[psycopg.Error], expected: bool) -> None:
+    assert is_transient(error()) is expected
 
 
 def test_a_commit_without_an_answer(loader: PostgresLoader) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import (
@@ -37,6 +38,7 @@ from load_active_users import (
     Range,
     Report,
     Stopped,
+    Stopper,
     load_once,
 )
 
@@ -164,6 +166,54 @@ def test_a_signal_that_a_library_swallows_ends_a_load_all_the_same(
         load_once(job, dates, Intake(), scan(), (), Report())
     assert (stopped.value.code, scanned) == (130, [1, 2])
     assert not Path(job.target).exists()
+
+
+def test_a_signal_that_a_library_swallows_ends_the_program(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It ends it at the latest when all else is done."""
+    with pytest.raises(Stopped) as stopped:
+        with Stopper().handle_signals([signal.SIGINT]):
+            with suppress(Stopped):
+                signal.raise_signal(signal.SIGINT)
+    assert stopped.value.code == 130
+    assert capfd.readouterr() == ("", INTERRUPTED.decode())
+
+
+OUTCOMES = {
+    # the signal, the place where it comes, what is said
+    "while it commits": (
+        signal.SIGTERM,
+        "SQLite.commit",
+        "Terminated: the load was being committed, and may be committed\n",
+    ),
+    "while it prints": (
+        signal.SIGINT,
+        "print_report",
+        "Interrupted: the load is committed, but its report or picture is not "
+        "complete\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("number", "place", "said"), OUTCOMES.values(), ids=OUTCOMES)
+def test_what_became_of_a_load_that_a_signal_ended(
+    loader: Loader,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    place: str,
+    said: str,
+) -> None:
+    def stop(what: Any) -> None:
+        if getattr(what, "can_write", True):  # it is no transaction that only reads
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(f"load_active_users.{place}", stop)
+    done = loader.run(SAMPLE)
+    assert (done.returncode, done.stdout) == (128 + number, b"")
+    assert done.stderr.decode() == said
+    content = loader.content()
+    assert bool(content) == (place == "print_report")
 
 
 # -- Standard streams
