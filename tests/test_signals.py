@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from load_active_users import (
     Stopped,
     Stopper,
     load_once,
+    transaction,
 )
 
 # -- Signals
@@ -146,26 +147,29 @@ def test_the_last_words_on_a_terminal_begin_a_line(loader: Loader) -> None:
     assert (process.returncode, said.replace(b"\r\n", b"\n")) == (130, expected)
 
 
+@pytest.mark.parametrize("last", [2, 4])
 def test_a_signal_that_a_library_swallows_ends_a_load_all_the_same(
-    tmp_path: Path,
+    tmp_path: Path, last: int
 ) -> None:
-    """It comes while the second of three batches is scanned."""
+    """It comes while the second of three batches is scanned, or behind the third."""
     job = Job((), str(tmp_path / "active_user_table.db"), make_rule())
     dates = job.choose_dates()
     scanned = []
 
-    def scan() -> Iterator[tuple[Range, Batch]]:
-        for number in (1, 2, 3):
-            if number == 2:
+    def scan() -> Generator[tuple[Range, Batch], None, None]:
+        for number in (1, 2, 3, 4):
+            if number == last:
                 with suppress(Stopped):
                     job.stopper.handle(signal.SIGINT, None)
             scanned.append(number)
-            yield Range("events.jsons"), Batch().close(dates)
+            if number < 4:
+                yield Range("events.jsons"), Batch().close(dates)
 
     with pytest.raises(Stopped) as stopped:
         load_once(job, dates, Intake(), scan(), (), Report())
-    assert (stopped.value.code, scanned) == (130, [1, 2])
-    assert not Path(job.target).exists()
+    assert (stopped.value.code, scanned) == (130, [1, 2, 3, 4][:last])
+    with transaction(job.target) as db:
+        assert db.execute("SELECT * FROM load_log").fetchall() == []
 
 
 def test_a_signal_that_a_library_swallows_ends_the_program(
