@@ -384,3 +384,12 @@ def test_files_are_as_readable_as_the_umask_says(loader: Loader) -> None:
     assert process.returncode == 0
     paths = [loader.db, loader.directory / "rejects"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o600] * 2
+
+
+# -- The file
+
+
+def test_a_new_database_has_large_pages(loader: Loader) -> None:
+    """Their size is that of the file, for good. A load of many users is quicker."""
+    loader.load(SAMPLE)
+    assert loader.query("PRAGMA page_size") == [(16_384,)]
