@@ -604,3 +604,9 @@ def test_s3_on_a_cluster(loader: Loader, bucket: str, tmp_path: Path) -> None:
         loader.load(*args, process=True)
     expected, _, _ = oracle.read(SAMPLE.read_bytes() + numbered_sample(1))
     assert loader.all_users() == expected
+
+
+def test_the_longest_secret_of_a_message_is_hidden_first() -> None:
+    """Otherwise what lies between its words would be shown."""
+    name = "postgresql://loader:one-two@host/db"
+    assert hide_secrets("password one-two is wrong", name) == "password *** is wrong"
