@@ -376,6 +376,8 @@ def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) 
         ),  # what follows may be of the password
         ("https://bob:S3/CRT@h/x", "https://h/x"),
         ("https://[::1]:80/x?a@b", "https://..."),
+        ("https://S3?CRT@h/x", "https://..."),  # a token in place of the user
+        ("https://bob:S3@C?RT@h/x", "https://..."),
         ("zip://x.json::https://bob:S3CRT@h/x.zip", "zip://x.json::https://h/x.zip"),
         ("simplecache::s3://bucket/x.json", "simplecache::s3://bucket/x.json"),
         ("data/bob@h:S3CRT?x#y", "data/bob@h:S3CRT?x#y"),  # a file
