@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -680,7 +681,10 @@ def test_a_live_pipe_whose_database_is_away_at_first(loader: PostgresLoader) -> 
         assert process.stderr
         process.stdin.write(lines(event("a")))
         process.stdin.flush()
+        end = threading.Timer(30, process.kill)  # if a line does not come
+        end.start()
         said = [process.stderr.readline().decode() for _ in range(2)]
+        end.cancel()
         loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS true')
         assert wait_for(partial(has_users, loader, 1))
         out, err = process.communicate(timeout=20)
