@@ -36,6 +36,8 @@ from helpers import (
     when_it_reads,
 )
 
+from load_active_users import transaction
+
 # -- Kills and crowds
 
 
@@ -393,3 +395,9 @@ def test_a_new_database_has_large_pages(loader: Loader) -> None:
     """Their size is that of the file, for good. A load of many users is quicker."""
     loader.load(SAMPLE)
     assert loader.query("PRAGMA page_size") == [(16_384,)]
+
+
+def test_a_wait_for_a_lock_is_cut_into_short_ones(tmp_path: Path) -> None:
+    """In between, Python handles a signal."""
+    with transaction(str(tmp_path / "a.db"), can_write=True) as db:
+        assert db.execute("PRAGMA busy_timeout").fetchall() == [(100,)]  # ms
