@@ -43,9 +43,11 @@ from servers import Cluster
 import load_active_users
 from load_active_users import (
     RANGE_BYTES,
+    FileVersion,
     LoadError,
     Scanner,
     hide_secrets,
+    make_url_version,
     redact,
     redact_urls,
     split_source,
@@ -612,3 +614,25 @@ def test_the_longest_secret_of_a_message_is_hidden_first() -> None:
     """Otherwise what lies between its words would be shown."""
     name = "postgresql://loader:one-two@host/db"
     assert hide_secrets("password one-two is wrong", name) == "password *** is wrong"
+
+
+# -- Which version a URL has
+
+
+@pytest.mark.parametrize(
+    ("url", "info", "version"),
+    [
+        ("https://h/x.json", {"size": 5, "ETag": 'W/"e"', "mtime": 7}, "5 e"),
+        ("https://h/x.json", {"size": 5, "mtime": 7}, "5 7"),
+        ("https://h/x.json", {"size": 5}, None),
+        ("https://h/x.json?sig=a", {"size": 5, "ETag": "e", "mtime": 7}, "5 e"),
+        ("https://h/x.json?sig=a", {"size": 5, "mtime": 7}, None),
+        ("https://h/x.json#a", {"size": 5, "mtime": 7}, None),
+    ],
+)
+def test_a_time_identifies_no_url_with_a_query(
+    url: str, info: dict[str, Any], version: str | None
+) -> None:
+    """Two URLs that differ in the query alone are kept as one path."""
+    found = make_url_version(url, info)
+    assert found == (version and FileVersion("https://h/x.json", version))
