@@ -685,14 +685,14 @@ def test_a_live_pipe_whose_database_is_away_at_first(loader: PostgresLoader) -> 
         end.start()
         said = [process.stderr.readline().decode() for _ in range(2)]
         end.cancel()
+        assert [line.partition("connections; ")[2] for line in said] == [
+            "what is read will wait for it\n",
+            "what was read waits, trying again every 1 s\n",
+        ]
         loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS true')
         assert wait_for(partial(has_users, loader, 1))
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b"", b"")
-    assert [line.partition("connections; ")[2] for line in said] == [
-        "what is read will wait for it\n",
-        "what was read waits, trying again every 1 s\n",
-    ]
 
 
 def test_a_live_pipe_whose_database_is_away_for_a_while(loader: PostgresLoader) -> None:
