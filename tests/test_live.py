@@ -40,9 +40,13 @@ from helpers import (
 from load_active_users import (
     BATCH_BYTES,
     BLOCK_BYTES,
+    Changes,
+    DateCount,
+    InDoubt,
     Intake,
     Job,
     LiveLoad,
+    SQLite,
     Stopper,
     receive,
 )
@@ -508,6 +512,19 @@ def test_after_a_signal_no_more_of_a_file_is_read(
     assert live.staging.tally.lines == lines_of_batch
     what = "may not have been read to its end; later sources not read: 1"
     assert capfd.readouterr() == ("", f"{path}: {what}\n")
+
+
+def test_after_a_signal_a_commit_is_that_of_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is due, and memory is full. But the end has more patience, and a limit."""
+    monkeypatch.setattr("load_active_users.LIVE_BYTES", 0)
+    live = LiveLoad(Job((), "missing/a.db", make_rule()), Intake(), every=0)
+    monkeypatch.setattr(live, "commit_interval", lambda: pytest.fail("it commits"))
+    live.job.stopper.signals.append(signal.SIGTERM)
+    assert live.is_due()
+    assert live.is_full()
+    live.commit_when_due()
 
 
 def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
@@ -1117,3 +1134,31 @@ def test_users_that_are_left_out_add_up_over_commits(live: Start) -> None:
         date_count("2019-12-31", 3, 2),
     ]
     assert loader.query(query) == [(5, 3, 2)]
+
+
+# -- A COMMIT without an answer
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "not done"])
+def test_a_commit_without_an_answer_is_made_up_for(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    """The load finds out whether it was done, and counts each event once."""
+    commit = SQLite.commit
+
+    def commit_without_answer(db: SQLite) -> None:
+        monkeypatch.setattr(SQLite, "commit", commit)  # there is an answer next time
+        if is_done:
+            commit(db)
+        raise InDoubt("no answer to COMMIT")
+
+    monkeypatch.setattr(SQLite, "commit", commit_without_answer)
+    path = str(loader.directory / loader.file(lines(event("a"), event("b"), {})))
+    live = LiveLoad(Job((path,), str(loader.db), make_rule()), Intake(), every=1)
+    report = live.run([path])
+    assert (report.loads, report.tally.lines, live.waiting) == (1, 3, [])
+    changes = Changes(added=2, loaded=2)
+    assert report.counts == {"2019-12-30": DateCount("2019-12-30", 2, changes)}
+    assert loader.table() == {"2019-12-30": 2}
+    assert loader.users() == ["a", "b"]
+    assert loader.query("SELECT load_id, lines FROM load_log") == [(report.load_id, 3)]

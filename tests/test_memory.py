@@ -18,7 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import load_active_users
-from load_active_users import Range, Run, Staging, encode_json, merge_runs
+from load_active_users import (
+    OBJECT_OVERHEAD,
+    Range,
+    Run,
+    Scanner,
+    Staging,
+    encode_json,
+    merge_runs,
+)
 
 
 def test_a_line_of_100_mb(loader: Loader) -> None:
@@ -70,6 +78,15 @@ def test_what_a_rule_remembers_is_bounded() -> None:
         1
     ] * 70_000
     assert matcher.role_of.cache_info().currsize == 65_536
+
+
+def test_the_size_of_a_batch_is_what_it_holds() -> None:
+    """Its users are JSON; a bad record takes some bytes beside its own."""
+    data = lines(*(event(f"{number:010}") for number in range(100)), b"x" * 1000)
+    scanner = Scanner(make_rule(), make_dates(), keep=True)
+    (batch,) = scanner(Range("-", data=data))
+    users = len("[" + ",".join(['"0123456789"'] * 100) + "]")
+    assert batch.size() == users + 1000 + OBJECT_OVERHEAD
 
 
 def test_very_many_dates(loader: Loader) -> None:

@@ -55,6 +55,7 @@ from servers import (
 )
 
 import load_active_users
+from load_active_users import is_transient
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
@@ -564,6 +565,39 @@ def test_a_connection_that_breaks(loader: PostgresLoader) -> None:
 # -- Behind a pooler
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (psycopg.OperationalError, True),  # the connection fails or breaks
+        (psycopg.InterfaceError, True),
+        (psycopg.DataError, False),  # of the driver itself: a value is unusable
+        (psycopg.errors.AdminShutdown, True),
+        (psycopg.errors.SerializationFailure, True),
+        (psycopg.errors.InvalidPassword, False),
+        (psycopg.errors.UndefinedTable, False),
+    ],
+)
+def test_which_errors_may_go_away(error: type[psycopg.Error], expected: bool) -> None:
+    assert is_transient(error()) is expected
+
+
+def test_a_commit_without_an_answer(loader: PostgresLoader) -> None:
+    """The session ends while it commits: a deferred trigger is run at the end."""
+    loader.load(SAMPLE)
+    loader.query("""
+        CREATE FUNCTION vanish() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_terminate_backend(pg_backend_pid());
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER vanishing AFTER INSERT ON active_user
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION vanish()""")
+    said = loader.refuse(loader.file(lines(event("new"))))
+    assert said == (
+        f"Error: {loader.shown}: no answer to COMMIT (terminating connection due to "
+        "administrator command); the load may be committed; load again to be sure\n"
+    )
+
+
 @pytest.fixture
 def pooler(loader: PostgresLoader) -> Iterator[str]:
     """The URL of the database behind a pgbouncer, with a connection per transaction."""
@@ -653,15 +687,18 @@ def test_a_live_pipe_whose_database_is_away_at_first(loader: PostgresLoader) -> 
         assert process.stderr
         process.stdin.write(lines(event("a")))
         process.stdin.flush()
+        end = threading.Timer(30, process.kill)  # if a line does not come
+        end.start()
         said = [process.stderr.readline().decode() for _ in range(2)]
+        end.cancel()
+        assert [line.partition("connections; ")[2] for line in said] == [
+            "what is read will wait for it\n",
+            "what was read waits, trying again every 1 s\n",
+        ]
         loader.administer(f'ALTER DATABASE "{loader.name}" ALLOW_CONNECTIONS true')
         assert wait_for(partial(has_users, loader, 1))
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, b"", b"")
-    assert [line.partition("connections; ")[2] for line in said] == [
-        "what is read will wait for it\n",
-        "what was read waits, trying again every 1 s\n",
-    ]
 
 
 def test_a_live_pipe_whose_database_is_away_for_a_while(loader: PostgresLoader) -> None:

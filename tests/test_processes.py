@@ -448,3 +448,28 @@ def test_an_orphan_does_not_finish_its_range(tmp_path: Path) -> None:
     for pid in filter(is_alive, pids):
         os.kill(pid, signal.SIGKILL)
     assert (began, ended) == (True, True)
+
+
+# -- What a worker sends
+
+
+def test_a_worker_sends_what_it_found_in_parts(loader: Loader) -> None:
+    """A file is one range, of many batches: each is sent by itself."""
+    names = [
+        loader.file(gzip.compress(numbered_sample(number)), f"{number}.gz")
+        for number in (1, 2, 3)
+    ]
+    sizes = {"BLOCK_BYTES": 5000, "BATCH_BYTES": 20_000, "SEND_BYTES": 0}
+    parts = loader.with_constants(**sizes, POOL_MIN_BYTES=0)
+    report = parts.load("--workers", 2, *names)
+    counts = {day["date"]: day["active_user_count"] for day in report["dates"]}
+    assert counts == {day: 3 * count for day, count in SAMPLE_TABLE.items()}
+    by_parts = loader.content_but_log()
+    loader.db.unlink()
+    whole = loader.load("--workers", 1, *names)
+    assert {**report, "seconds": 0, "load_id": ""} == {
+        **whole,
+        "seconds": 0,
+        "load_id": "",
+    }
+    assert loader.content_but_log() == by_parts

@@ -15,6 +15,7 @@ from helpers import (
     SAMPLE,
     SAMPLE_LINES,
     SAMPLE_TABLE,
+    WITHOUT_CAPABILITIES,
     Loader,
     event,
     lines,
@@ -204,6 +205,30 @@ def test_a_full_disk_for_the_rejects(loader: Loader, disk: Path) -> None:
             f"bad:1: {NOT_AN_OBJECT}\nError: {path}: {full}\n"
         )
     assert not loader.db.exists()
+
+
+def test_twenty_bad_records_are_all_that_there_are(loader: Loader) -> None:
+    """Nothing is said of others."""
+    places = [f"bad:{n}" for n in range(1, 21)]
+    said = "".join(f"{place}: {NOT_AN_OBJECT}\n" for place in places)
+    assert loader.refuse(loader.file(b"x\n" * 20, "bad")) == said + REFUSED.format(20)
+
+
+@AS_ROOT
+def test_rejects_through_a_pipe_in_a_directory_that_cannot_be_written(
+    loader: Loader,
+) -> None:
+    """Only a new file, or a picture, needs a directory that can be written."""
+    pipes = loader.directory / "pipes"
+    pipes.mkdir()
+    os.mkfifo(pipes / "rejects")
+    pipes.chmod(0o555)
+    with open(os.open(pipes / "rejects", os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        args = ["--max-bad-records", 1, "--rejects", "pipes/rejects"]
+        bad = loader.file(b"x\n" + GOOD, "bad")
+        done = loader.run_under(WITHOUT_CAPABILITIES, "-q", *args, bad)
+        assert done == (0, b"", f"bad:1: {NOT_AN_OBJECT}\n")
+        assert reader.read() == b"x\n"
 
 
 # -- Line numbers in the middle of a file

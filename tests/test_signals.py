@@ -3,13 +3,17 @@
 import fcntl
 import gzip
 import os
+import pty
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import (
@@ -23,12 +27,24 @@ from helpers import (
     event,
     has_open,
     lines,
+    make_rule,
     wait_for,
+    when_it_reads,
     workers_of,
 )
 
 import load_active_users
-from load_active_users import Stopped, Stopper
+from load_active_users import (
+    Batch,
+    Intake,
+    Job,
+    Range,
+    Report,
+    Stopped,
+    Stopper,
+    load_once,
+    transaction,
+)
 
 # -- Signals
 
@@ -118,6 +134,93 @@ def test_a_signal_while_nobody_reads_the_messages(loader: Loader) -> None:
     with open(reader, "rb") as said:
         assert said.read() == b"x" * 4090
     assert not loader.db.exists()
+
+
+def test_the_last_words_on_a_terminal_begin_a_line(loader: Loader) -> None:
+    """The terminal itself shows "^C" without the end of a line."""
+    controller, terminal = pty.openpty()
+    with loader.start("-q", "--no-progress", "-", stderr=terminal) as process:
+        os.close(terminal)
+        when_it_reads(process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    said = os.read(controller, 65_536)
+    os.close(controller)
+    expected = b"\n" + INTERRUPTED
+    assert (process.returncode, said.replace(b"\r\n", b"\n")) == (130, expected)
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_signal_that_a_library_swallows_ends_a_load_all_the_same(
+    tmp_path: Path, last: int
+) -> None:
+    """It comes while the second of three batches is scanned, or behind the third."""
+    job = Job((), str(tmp_path / "active_user_table.db"), make_rule())
+    dates = job.choose_dates()
+    scanned = []
+
+    def scan() -> Generator[tuple[Range, Batch], None, None]:
+        for number in (1, 2, 3, 4):
+            if number == last:
+                with suppress(Stopped):
+                    job.stopper.handle(signal.SIGINT, None)
+            scanned.append(number)
+            if number < 4:
+                yield Range("events.jsons"), Batch().close(dates)
+
+    with pytest.raises(Stopped) as stopped:
+        load_once(job, dates, Intake(), scan(), (), Report())
+    assert (stopped.value.code, scanned) == (130, [1, 2, 3, 4][:last])
+    with transaction(job.target) as db:
+        assert db.execute("SELECT * FROM load_log").fetchall() == []
+
+
+def test_a_signal_that_a_library_swallows_ends_the_program(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It ends it at the latest when all else is done."""
+    with pytest.raises(Stopped) as stopped:
+        with Stopper().handle_signals([signal.SIGINT]):
+            with suppress(Stopped):
+                signal.raise_signal(signal.SIGINT)
+    assert stopped.value.code == 130
+    assert capfd.readouterr() == ("", INTERRUPTED.decode())
+
+
+OUTCOMES = {
+    # the signal, the place where it comes, what is said
+    "while it commits": (
+        signal.SIGTERM,
+        "SQLite.commit",
+        "Terminated: the load was being committed, and may be committed\n",
+    ),
+    "while it prints": (
+        signal.SIGINT,
+        "print_report",
+        "Interrupted: the load is committed, but its report or picture is not "
+        "complete\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("number", "place", "said"), OUTCOMES.values(), ids=OUTCOMES)
+def test_what_became_of_a_load_that_a_signal_ended(
+    loader: Loader,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    place: str,
+    said: str,
+) -> None:
+    def stop(what: Any) -> None:
+        if getattr(what, "can_write", True):  # it is no transaction that only reads
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(f"load_active_users.{place}", stop)
+    done = loader.run(SAMPLE)
+    assert (done.returncode, done.stdout) == (128 + number, b"")
+    assert done.stderr.decode() == said
+    content = loader.content()
+    assert bool(content) == (place == "print_report")
 
 
 # -- Standard streams

@@ -36,6 +36,8 @@ from helpers import (
     when_it_reads,
 )
 
+from load_active_users import transaction
+
 # -- Kills and crowds
 
 
@@ -384,3 +386,18 @@ def test_files_are_as_readable_as_the_umask_says(loader: Loader) -> None:
     assert process.returncode == 0
     paths = [loader.db, loader.directory / "rejects"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o600] * 2
+
+
+# -- The file
+
+
+def test_a_new_database_has_large_pages(loader: Loader) -> None:
+    """Their size is that of the file, for good. A load of many users is quicker."""
+    loader.load(SAMPLE)
+    assert loader.query("PRAGMA page_size") == [(16_384,)]
+
+
+def test_a_wait_for_a_lock_is_cut_into_short_ones(tmp_path: Path) -> None:
+    """In between, Python handles a signal."""
+    with transaction(str(tmp_path / "a.db"), can_write=True) as db:
+        assert db.execute("PRAGMA busy_timeout").fetchall() == [(100,)]  # ms

@@ -45,9 +45,11 @@ from servers import Cluster
 import load_active_users
 from load_active_users import (
     RANGE_BYTES,
+    FileVersion,
     LoadError,
     Scanner,
     hide_secrets,
+    make_url_version,
     redact,
     redact_urls,
     split_source,
@@ -378,6 +380,8 @@ def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) 
         ),  # what follows may be of the password
         ("https://bob:S3/CRT@h/x", "https://h/x"),
         ("https://[::1]:80/x?a@b", "https://..."),
+        ("https://S3?CRT@h/x", "https://..."),  # a token in place of the user
+        ("https://bob:S3@C?RT@h/x", "https://..."),
         ("zip://x.json::https://bob:S3CRT@h/x.zip", "zip://x.json::https://h/x.zip"),
         ("simplecache::s3://bucket/x.json", "simplecache::s3://bucket/x.json"),
         ("data/bob@h:S3CRT?x#y", "data/bob@h:S3CRT?x#y"),  # a file
@@ -756,3 +760,31 @@ def test_no_secret_of_any_characters_is_shown(place: str, secret: str) -> None:
 )
 def test_what_a_message_keeps(said: str, url: str, hidden: str) -> None:
     assert hide_secrets(said, url) == hidden
+
+
+def test_the_longest_secret_of_a_message_is_hidden_first() -> None:
+    """Otherwise what lies between its words would be shown."""
+    name = "postgresql://loader:one-two@host/db"
+    assert hide_secrets("password one-two is wrong", name) == "password *** is wrong"
+
+
+# -- Which version a URL has
+
+
+@pytest.mark.parametrize(
+    ("url", "info", "version"),
+    [
+        ("https://h/x.json", {"size": 5, "ETag": 'W/"e"', "mtime": 7}, "5 e"),
+        ("https://h/x.json", {"size": 5, "mtime": 7}, "5 7"),
+        ("https://h/x.json", {"size": 5}, None),
+        ("https://h/x.json?sig=a", {"size": 5, "ETag": "e", "mtime": 7}, "5 e"),
+        ("https://h/x.json?sig=a", {"size": 5, "mtime": 7}, None),
+        ("https://h/x.json#a", {"size": 5, "mtime": 7}, None),
+    ],
+)
+def test_a_time_identifies_no_url_with_a_query(
+    url: str, info: dict[str, Any], version: str | None
+) -> None:
+    """Two URLs that differ in the query alone are kept as one path."""
+    found = make_url_version(url, info)
+    assert found == (version and FileVersion("https://h/x.json", version))
