@@ -1128,6 +1128,7 @@ def test_a_commit_that_is_not_answered(standby: Standby) -> None:
     assert loader.query(added) == [(65, 65)]
 
 
+@pytest.mark.begin_early
 def test_a_live_load_whose_commit_is_not_answered(standby: Standby) -> None:
     """One line says so, and it goes on. All is stored and counted once."""
     loader = standby.loader
@@ -1151,6 +1152,7 @@ def test_a_live_load_whose_commit_is_not_answered(standby: Standby) -> None:
     assert loader.query("SELECT lines, added FROM load_log") == [(6, 5)]
 
 
+@pytest.mark.begin_early
 def test_a_second_signal_while_a_commit_is_not_answered(standby: Standby) -> None:
     """It ends the load, and messages tell what may not be stored."""
     loader = standby.loader
@@ -1195,6 +1197,7 @@ def go_on(pids: list[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.begin_early
 @AS_ROOT
 @pytest.mark.parametrize("moment", ["before", "at COMMIT"])
 @pytest.mark.parametrize("is_live", [False, True], ids=["batch", "live"])
@@ -1205,7 +1208,7 @@ def test_a_server_that_is_stopped(standby: Standby, moment: str, is_live: bool) 
     if moment == "at COMMIT":
         loader.query(RULED_BY_LOCK)
     lock = "1" if moment == "at COMMIT" else "hashtext('load_active_users')"
-    constants = {**IMPATIENT, "LOCK_SECONDS": 30, "LIVE_LOCK_SECONDS": 30}
+    constants = {**IMPATIENT, "LOCK_SECONDS": 8, "LIVE_LOCK_SECONDS": 8}
     options = ["-q", "--commit-every", 1, "-"] if is_live else ["-q", "b.jsons"]
     loader.file(lines(event("b"), event("c")), "b.jsons")
     with ExitStack() as stack:
@@ -1226,7 +1229,7 @@ def test_a_server_that_is_stopped(standby: Standby, moment: str, is_live: bool) 
         go_on(stopped)
         other.execute("SELECT pg_advisory_unlock_all()")
         out, err = process.communicate(timeout=90)
-    what = "no answer for 35 s"
+    what = "no answer for 13 s"
     if moment == "at COMMIT":
         what = f"no answer to COMMIT ({what}); the load may be committed; "
         what += "load again to be sure"

@@ -406,7 +406,7 @@ def test_a_signal_while_streams_are_opened_and_closed(loader: Loader) -> None:
     member = gzip.compress(lines(event("a")))
     name = loader.file(member * 2, "a.jsons.gz")
     files = [name] * 20_000
-    for _ in range(KILLS):
+    for _ in range(KILLS // 3):
         with loader.start("--workers", 1, *files) as process:
             path = loader.directory / name
             assert wait_for(partial(has_open, process.pid, path))
