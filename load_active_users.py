@@ -2067,7 +2067,6 @@ def transaction(
             db = SQLite("", lock_timeout)
             stack.callback(db.close)
             db.begin(can_write)
-            db.upgrade()
         yield db
         db.commit()
 
