@@ -137,7 +137,9 @@ UNREADABLE = [
     ("memory://none*", NOT_FOUND),
     ("foo://x", "ValueError: Protocol not known: foo"),
     pytest.param(
-        "gs://b/x", "No module named 'gcsfs'; install it with pip", marks=NO_GCS
+        "gs://b/x",
+        "ImportError: Please install gcsfs to access Google Storage",
+        marks=NO_GCS,
     ),
     pytest.param(
         "http://127.0.0.1:1/x", "Connect call failed ('127.0.0.1', 1)", marks=http_only
@@ -634,6 +636,7 @@ builtins.__import__ = noisy
 """
 
 
+@http_only
 def test_libraries_are_quiet(loader: Loader, web: str) -> None:
     """Neither what they warn of nor what they log is on standard error."""
     env = loader.with_site(NOISE)
