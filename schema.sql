@@ -2,24 +2,25 @@
 --
 --     sqlite3 active_user_table.db < schema.sql
 --
--- The loader creates them itself, and translates them for PostgreSQL: INTEGER, REAL,
--- WITHOUT ROWID, date(x, '+n days'), julianday(x) and DROP VIEW. A column that was added
--- after version 1.0.0 is NOT NULL and has a DEFAULT, so that older tables can get it.
+-- The loader creates them itself. For PostgreSQL it translates INTEGER, REAL, WITHOUT ROWID,
+-- DROP VIEW, CREATE VIEW, date(x, '+n days') and julianday(x). A column that was added after
+-- version 1.0.0 is NOT NULL and has a DEFAULT, so that older tables can get it.
 
--- The table to plot: the count by date of active_user, but for dates whose users were deleted.
+-- The table to plot: how many users active_user holds on each date. A date whose users were
+-- deleted keeps its count.
 CREATE TABLE IF NOT EXISTS active_user_table (
     date DATE PRIMARY KEY NOT NULL,             -- YYYY-MM-DD, on the calendar of the rule's time zone
     active_user_count INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Who was active on which date: what makes loads idempotent.
+-- Who was active on which date. It makes loads idempotent.
 CREATE TABLE IF NOT EXISTS active_user (
     date DATE NOT NULL,
     user_pseudo_id TEXT NOT NULL,
     PRIMARY KEY (date, user_pseudo_id)
 ) WITHOUT ROWID;
 
--- One row per committed load. With --commit-every one per run, brought up to date by each commit.
+-- One row per committed load. A run with --commit-every has one row, which each commit updates.
 CREATE TABLE IF NOT EXISTS load_log (
     load_id TEXT PRIMARY KEY NOT NULL,          -- random
     loaded_at TEXT NOT NULL,                    -- UTC, YYYY-MM-DDTHH:MM:SSZ
@@ -56,15 +57,19 @@ CREATE TABLE IF NOT EXISTS loaded_file (
     last_date DATE                              -- NULL: up to the day after the load
 ) WITHOUT ROWID;
 
--- For each date of active_user_table: who was active in the 7 days that end on it (weekly) and in the
--- 28 (monthly), the share of the monthly ones who came on the date (stickiness), how long the series
--- of users is by then (days: weekly is of a whole week from 7 on, monthly of 28 days from 28 on), and
--- the average count of the 7 days that end on it, of those that have a count.
+-- The trend, for each date of active_user_table:
+--   active_user_count     users on the date
+--   weekly_active_users   users in the 7 days that end on the date
+--   monthly_active_users  users in the 28 days that end on the date
+--   stickiness            active_user_count divided by monthly_active_users
+--   days                  days from the first user to the date: the weekly number is complete
+--                         from 7 on, the monthly one from 28 on
+--   seven_day_average     the average count of those of the 7 days that have a count
 DROP VIEW IF EXISTS active_user_trend;
 CREATE VIEW active_user_trend AS
 WITH visit AS (
     SELECT date, lead(date) OVER (PARTITION BY user_pseudo_id ORDER BY date) AS next FROM active_user
-), stay AS (  -- from a visit until the user's next one, but 28 days at most: so each counts a user once a date
+), stay AS (  -- from a visit to the user's next one, at most 28 days: one stay a date and user
     SELECT date, coalesce(date(date, '+27 days'), '9999-12-31') AS last, next, count(*) AS users
     FROM visit GROUP BY date, next
 ), trend AS (
