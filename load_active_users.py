@@ -1812,36 +1812,23 @@ class Database:
         counted = self.read_counts("WHERE date = ?", day).get(day)
         if counted is not None and held < counted and not replace:  # the date is final
             return DateCount(day, counted, Changes(left_out=staging.count_users(day)))
-        if replace and held:
-            result = self.replace_users(day, staging, held)
-        else:
-            result = self.merge_users(day, staging, held)
-        if self.can_write and result.active_user_count != counted:
-            row = {"date": day, "active_user_count": result.active_user_count}
-            self.upsert("active_user_table", [row])
-        return result
-
-    def merge_users(self, day: str, staging: Staging, held: int) -> DateCount:
-        """Add the users of a load to those on a date."""
-        changes = self.add_users(day, staging, is_trial=not self.can_write)
-        count = held + changes.added
-        if self.can_write and changes.added:
-            # A trigger may have rejected or deleted users.
+        must_delete = replace and held > 0
+        is_trial = must_delete or not self.can_write
+        changes = self.add_users(day, staging, is_trial)
+        if must_delete:
+            common = changes.loaded - changes.added  # users that are there, and stay
+            changes.removed = held - common
+        count = held + changes.added - changes.removed
+        if self.can_write and (changes.added or changes.removed):
+            if must_delete:
+                self.execute("DELETE FROM active_user WHERE date = ?", day)
+                self.add_users(day, staging, is_trial=False)
+            # Asked again, since a trigger may have rejected or deleted users.
             count = self.count_users(day)
-        return DateCount(day, count, changes)
-
-    def replace_users(self, day: str, staging: Staging, held: int) -> DateCount:
-        """Put the users of a load in the place of those on a date."""
-        changes = self.add_users(day, staging, is_trial=True)
-        common = changes.loaded - changes.added  # users that are there, and stay
-        changes.removed = held - common
-        if not (self.can_write and (changes.added or changes.removed)):
-            return DateCount(day, changes.loaded, changes)
-        self.execute("DELETE FROM active_user WHERE date = ?", day)
-        self.add_users(day, staging, is_trial=False)
-        # A trigger may have rejected users.
-        count = self.count_users(day)
-        changes.added = count - common
+            changes.added = count - held + changes.removed
+        if self.can_write and count != counted:
+            row = {"date": day, "active_user_count": count}
+            self.upsert("active_user_table", [row])
         return DateCount(day, count, changes)
 
 
