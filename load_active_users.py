@@ -106,8 +106,8 @@ class Unusable(Exception):
 
 ENGAGEMENT_TIME = "engagement_time_msec"
 MAX_USER_BYTES = 512
-# Event refuses more characters than these; evaluate() then decides. A character has
-# at most 4 bytes in UTF-8, and Google's keys have up to 40 characters.
+# Limits of the decoder. Longer texts do not fit into an Event, and evaluate() decides.
+# A character has at most 4 bytes in UTF-8. Google's keys have up to 40 characters.
 MAX_USER_CHARACTERS = MAX_USER_BYTES // 4
 MAX_KEY_CHARACTERS = 128
 JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
@@ -185,7 +185,7 @@ def parse_integer(value: Any, name: str) -> int:
 # -- Dates -----------------------------------------------------------------------------
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC
+YEAR_2037 = 2_114_380_800_000_000  # microseconds UTC; see Matcher.find_date()
 FIRST_DATE = "2000-01-01"  # earlier ones come from wrong clocks and wrong units
 
 
@@ -270,7 +270,7 @@ class DateRange(Struct, frozen=True):
         return f"{self.first}..{self.last}"
 
     def join(self, other: DateRange) -> DateRange:
-        """Return a range of both, or this one if there are dates between them."""
+        """Return one range over both, or this one if they share no date."""
         if self.first > other.last or self.last < other.first:
             return self
         return DateRange(min(self.first, other.first), max(self.last, other.last))
@@ -286,8 +286,9 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored. With --replace, the usual ones are among them: the
-    # files of a replaced date hold late users of other dates, who are added there.
+    # Dates whose users are stored: the wanted ones. With --replace, the usual ones
+    # as well: the files that replace a date also hold late events of other dates,
+    # whose users are added to those dates.
     counted: DateRange
 
     @classmethod
@@ -383,11 +384,14 @@ class Matcher:
         self.has_any_name = "*" in rule.event_names
         self.needs_time = self.has_any_name or len(rule.event_names) > 1
         text = ENGAGEMENT_TIME if self.needs_time else rule.event_names[0]
-        # JSON has more ways to spell other characters than letters, digits and "_".
-        words = re.findall(r"\w+", text, re.ASCII)
-        self.needle = max(words, key=len, default="event_name").encode()
-        # The needle is ASCII: \u006... and \u007... spell small letters, \u005f "_".
-        # BigQuery writes \u003c for "<" and the like, which only digits share.
+        # The needle is one word of ASCII. JSON spells "/" as "\/" as well, and "é" as
+        # an escape, so that a longer text could be missed. An event name without such
+        # a word leaves the key, which each event has.
+        words = re.findall(r"\w+", text, re.ASCII) or ["event_name"]
+        self.needle = max(words, key=len).encode()
+        # The start of the escapes that can spell it: \u006... and \u007... are small
+        # letters, \u005f is "_". BigQuery escapes "<" as \u003c, which is a reason to
+        # decode the line only if the needle has a digit.
         self.escapes = tuple({b"\\u00%x" % (byte >> 4) for byte in self.needle})
         self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
         self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
@@ -653,7 +657,7 @@ class Scanner(Struct):
         lines = 0  # before this batch
 
         def find_line() -> str:
-            """Return the line as ":12", or "" in a range that is not the first."""
+            """Return the line as ":12", or "" if the source begins before the range."""
             if range_.start or range_.data is not None:
                 return ""
             return f":{lines + batch.tally.lines + 1}"
@@ -708,7 +712,7 @@ class Scanner(Struct):
         line_ends = stringzilla.count(text, b"\n", 0, end)
         if stringzilla.count(text, close + b"\n{", 0, end) != line_ends:
             return False
-        # evaluate() refuses a user with a NUL character, which find_active() can't see.
+        # An escape may spell the needle, or a NUL character, which evaluate() refuses.
         if self.has_escape(text, end, b"\\u0000"):
             return False
         lines = line_ends + 1
@@ -781,7 +785,7 @@ class Scanner(Struct):
         view = memoryview(text)
         found = []
         at = stringzilla.find(text, needle, 0, end)
-        while 0 <= at < end:
+        while at >= 0:
             start = text.rfind(b"\n", 0, at) + 1
             stop = text.find(b"\n", at, end)
             stop = end if stop < 0 else stop
@@ -976,13 +980,14 @@ TO_THE_END = float("inf")  # bytes to read of a stream
 SNIFFED_BYTES = 512  # enough to recognize another format
 READAHEAD_BYTES = 8 << 20  # to ask an object store for at once
 BOM = b"\xef\xbb\xbf"
+# Regular expressions for the first bytes of a file.
 GZIP = rb"\x1f\x8b"
 ZSTD = rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
 COMPRESSED = GZIP + rb"|" + ZSTD  # what decompress() opens; its errors are in DAMAGED
 CUT_SHORT = "the file was cut short while it was read; load it again when it is whole"
 TOO_LONG = f"a line of more than {MAX_LINE >> 20} MiB; one event per line is expected"
 AS_JSON = "export it as newline-delimited JSON"
-FORMATS = {  # by their first bytes
+FORMATS = {
     rb"\xff\xfe|\xfe\xff|[{\[]\0|\0[{\[]": "UTF-16; make it UTF-8: "
     "iconv -f UTF-16 -t UTF-8",
     rb"\s*\[": "a JSON array; make it one event per line: jq -c '.[]'",
@@ -1155,8 +1160,8 @@ def open_range(range_: Range) -> Iterator[OpenRange]:
                 yield OpenRange(stream, TO_THE_END, file, True)
         else:
             end = seek_line(file, range_.end)
-            length = end - seek_line(file, range_.start)
-            yield OpenRange(file, length, file, range_.start == 0)
+            start = seek_line(file, range_.start)  # where the file now stands
+            yield OpenRange(file, end - start, file, range_.start == 0)
 
 
 def is_compressed(file: io.BufferedReader) -> bool:
@@ -1228,9 +1233,8 @@ RANGE_BYTES = BATCH_BYTES
 URL_RANGE_BYTES = 128 << 20  # each range opens its URL anew
 CLUSTER_RANGE_BYTES = 256 << 20
 POOL_MIN_BYTES = 64 << 20  # for less, starting processes takes longer than scanning
-# By default. The CPU of the workers was 3 times that of the parent on short events, 24
-# times on full exports, 35 times on gzip: with more of them, the parent or the disk is
-# the limit.
+# Unless --workers says otherwise. A parent process can keep about 24 workers busy with
+# full exports, 35 with gzip, 3 with short events (CPU of the workers / of the parent).
 MAX_WORKERS = 16
 QUEUE_PER_WORKER = 3  # ranges that a worker has been sent and has not finished
 SEND_BYTES = 8 << 20  # of batches that a worker collects before it sends them
@@ -1299,9 +1303,8 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
         def send(range_: Range) -> Any:
             """Send a range to the worker with the least work; return its connection.
 
-            Fewer than QUEUE_PER_WORKER * workers ranges are unfinished here, so at
-            least one worker has fewer than QUEUE_PER_WORKER. Those that have
-            exactly as many may take one more, or there would often be no choice.
+            Fewer than QUEUE_PER_WORKER * workers ranges are queued now, so at least
+            one worker is free. "<=" and not "<", to have a choice among several.
             """
             free = [one for one in connections if queued[one] <= QUEUE_PER_WORKER]
             connection = min(free, key=assigned.__getitem__)
@@ -1310,9 +1313,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Sc
             connection.send(range_)
             return connection
 
-        # A worker that is killed ends its connection. The error is raised outside of
-        # the block: the exception holds a buffer that Python 3.12 and 3.13 can't
-        # release otherwise.
+        # A worker that is killed ends its connection: only then does this block end
+        # without return. (Inside it, the exception would be the context of ours, and
+        # hold a buffer that Python 3.12 and 3.13 can't release.)
         with contextlib.suppress(EOFError, OSError):
             ahead = QUEUE_PER_WORKER * workers
             for range_, connection in submit_ahead(ranges, send, ahead):
@@ -1480,9 +1483,9 @@ def scan(
     if cluster and ranges:
         return scan_on_cluster(ranges, scanner, cluster)
     workers = min(workers or min(count_cpus(), MAX_WORKERS), len(ranges))
-    has_unknown_size = any(range_.size is None for range_ in ranges)
+    has_pipe = any(range_.size is None for range_ in ranges)  # can't be read elsewhere
     is_large = sum(range_.work for range_ in ranges) > POOL_MIN_BYTES
-    if workers > 1 and is_large and not has_unknown_size:
+    if workers > 1 and is_large and not has_pipe:
         return scan_in_processes(ranges, scanner, workers)
     return scan_in_turn(ranges, scanner)
 
@@ -1551,14 +1554,15 @@ class Staging:
         )
         spilled = map(Run._make, self.spilled.execute(query, (day,)))
         chunks = merge_runs(merge(runs, spilled))
-        with ThreadPoolExecutor(1, initializer=block_signals) as executor:
+        with ThreadPoolExecutor(
+            1,
+            initializer=signal.pthread_sigmask,  # leave signals to the other threads
+            initargs=(signal.SIG_BLOCK, STOP_SIGNALS),
+        ) as executor:
             future = executor.submit(next, chunks, None)
             while users := future.result():
                 future = executor.submit(next, chunks, None)
                 yield users
-
-    def count_users(self, day: str) -> int:
-        return sum(map(len, self.get_users(day)))
 
     def close(self) -> None:
         if self.spilled is not None:
@@ -1568,9 +1572,9 @@ class Staging:
 def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     """Merge runs, which come in the order of their first users.
 
-    Yields the users, sorted and distinct. Later runs hold no user below the first
-    user of the next run, so all users below it are complete. Sorting waits until
-    CHUNK_USERS have come beside those that were left over the last time.
+    Yields the users, sorted and distinct, never none. When a run comes, the users
+    below its first one are complete: no later run holds any of them. They are sorted
+    and yielded when at least CHUNK_USERS have been added.
     """
     pending: list[str] = []
     left_over = 0
@@ -1699,11 +1703,11 @@ class Database:
         for table, name, type_, default in find_schema_columns():
             type_ = self.translate_schema(type_)
             column = present.get((table, name))
-            has_type = column is not None and column.type.upper() == type_
-            if table in missing or has_type:
+            is_right = column is not None and column.type.upper() == type_
+            if table in missing or is_right:
                 continue
-            # It has another type, or it is missing and can't be added.
-            if column is not None or default is None:
+            can_be_added = column is None and default is not None
+            if not can_be_added:
                 raise Unusable(
                     f"its table {table} has no column {name} of type {type_}, as in "
                     "schema.sql; choose another --db"
@@ -1758,11 +1762,11 @@ class Database:
         query = "SELECT count(*) FROM active_user WHERE date = ?"
         return int(self.execute(query, day).fetchone()[0])
 
-    def read_logged_lines(self, load_id: str) -> int | None:
-        """Return the lines in the row of load_log for a run, if there is one."""
-        query = "SELECT lines FROM load_log WHERE load_id = ?"
-        row = self.execute(query, load_id).fetchone()
-        return row[0] if row else None
+    def is_committed(self, report: Report) -> bool:
+        """Tell whether load_log has the row of a run with the lines of this report."""
+        query = "SELECT count(*) FROM load_log WHERE load_id = ? AND lines = ?"
+        cursor = self.execute(query, report.load_id, report.tally.lines)
+        return bool(cursor.fetchone()[0])
 
     def read_loaded_files(self, paths: list[str]) -> dict[str, Any]:
         """Return (path, version, first_date, last_date) of loaded_file by path."""
@@ -1811,7 +1815,8 @@ class Database:
         held = self.count_users(day)
         counted = self.read_counts("WHERE date = ?", day).get(day)
         if counted is not None and held < counted and not replace:  # the date is final
-            return DateCount(day, counted, Changes(left_out=staging.count_users(day)))
+            left_out = sum(map(len, staging.get_users(day)))
+            return DateCount(day, counted, Changes(left_out=left_out))
         must_delete = replace and held > 0
         is_trial = must_delete or not self.can_write
         changes = self.add_users(day, staging, is_trial)
@@ -1859,11 +1864,12 @@ class SQLite(Database):
         have opened it.
         """
         self.can_write = can_write
-        exists = False
-        with contextlib.suppress(FileNotFoundError):
-            exists = stat.S_ISREG(os.stat(self.path).st_mode)
-            if not exists:
-                raise Unusable("is not a regular file; choose another --db")
+        try:
+            exists = bool(os.stat(self.path))
+        except FileNotFoundError:
+            exists = False
+        if exists and not os.path.isfile(self.path):
+            raise Unusable("is not a regular file; choose another --db")
         if exists or can_write:
             # A reader may have to roll back the journal of a killed writer. SQLite
             # falls back to reading if the file is read-only.
@@ -2023,7 +2029,7 @@ def parse_postgres_url(url: str) -> dict[str, Any]:
     libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host "loader", the
     port "S3CRT" and a database "x@db". Such a URL is refused.
     """
-    with tame_libraries():
+    with silence_libraries():
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
 
@@ -2171,8 +2177,8 @@ def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
     A file is skipped if an earlier load has read the same version of it, and counted
     all dates that this load counts. Raises LoadError.
     """
-    wanted = dates.counted
-    if wanted.last > dates.usual.last:
+    counted = dates.counted
+    if counted.last > dates.usual.last:
         return sources  # no load can have seen all events after tomorrow
     versions = {source: find_version(source) for source in sources}
     with transaction(job.target) as db:
@@ -2182,8 +2188,8 @@ def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
         if file is None or file.path not in rows:
             return False
         _, version, first, last = rows[file.path]
-        last = last or wanted.last  # NULL: the load reached tomorrow; see log_load()
-        covers = str(first) <= wanted.first and str(last) >= wanted.last
+        last = last or counted.last  # NULL: the load reached tomorrow; see log_load()
+        covers = str(first) <= counted.first and str(last) >= counted.last
         return covers and bool(version == file.version)
 
     return [source for source in sources if not is_unchanged(versions[source])]
@@ -2247,24 +2253,25 @@ def commit(
     report: Report,
     versions: Iterable[FileVersion] = (),
     lock_timeout: float = LOCK_SECONDS,
-    in_doubt: Report | None = None,
+    unanswered: Report | None = None,
 ) -> Report:
     """Store a load in one transaction; return the report with this load.
 
-    If an earlier COMMIT of this load had no answer, in_doubt is the report that it
-    would have made true. Raises LoadError, Unavailable, InDoubt.
+    If an earlier COMMIT of this load had no answer, unanswered is the report with
+    the load; nothing is stored if that COMMIT has succeeded. Raises LoadError,
+    Unavailable, InDoubt.
     """
-    job.stopper.outcome = MAYBE_COMMITTED if in_doubt else ROLLED_BACK
+    job.stopper.outcome = MAYBE_COMMITTED if unanswered else ROLLED_BACK
     try:
         with transaction(job.target, not job.dry_run, lock_timeout) as db:
-            lines = db.read_logged_lines(in_doubt.load_id) if in_doubt else None
-            if in_doubt and lines == in_doubt.tally.lines:
-                report = in_doubt  # it was committed after all
+            if unanswered and db.is_committed(unanswered):
+                report = unanswered
             else:
                 report = store_load(db, job, staging, report, versions)
             if db.can_write:
                 job.stopper.check()
                 job.stopper.outcome = MAYBE_COMMITTED
+            # The end of this block commits.
     except InDoubt as error:
         error.report = report
         raise
@@ -2398,20 +2405,22 @@ def receive(source: str, stopper: Stopper) -> Iterator[Range]:
     with open(descriptor, "rb", buffering=0, closefd=not is_input):
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        held = bytearray()
+        held = bytearray()  # has been read, but not yielded
         start = 0
-        is_open = True
-        while is_open and not stopper.signals:
-            searched = len(held)  # bytes, in which there is no line end
+        has_ended = False
+        while not (has_ended or stopper.signals):
+            searched = len(held)  # these bytes hold no line end
             if poll.poll(POLL_SECONDS * 1000):
                 held += os.read(descriptor, READ_BYTES)
-                is_open = len(held) > searched
-            if held and not is_open:
+                has_ended = len(held) == searched
+            if held and has_ended:
                 # A signal that ended the producer may be on its way to us as
                 # well. Then the last line is a part of a line.
                 time.sleep(POLL_SECONDS)
-            is_whole = not is_open and not stopper.signals
-            length = len(held) if is_whole else held.rfind(b"\n", searched) + 1
+            if has_ended and not stopper.signals:
+                length = len(held)  # the last line may lack its newline
+            else:
+                length = held.rfind(b"\n", searched) + 1
             yield Range(source, start, data=bytes(held[:length]))
             start += length
             del held[:length]
@@ -2433,20 +2442,19 @@ class LiveLoad:
         self.report = Report()
         self.staging = Staging(job.choose_dates())  # of this interval
         self.waiting: list[Staging] = []  # intervals that are not committed yet
-        self.in_doubt: Report | None = None  # if the unanswered COMMIT has succeeded
+        # What the report becomes if the last COMMIT, which had no answer, succeeded.
+        self.unanswered: Report | None = None
         self.lines_read = 0
 
     def run(self, sources: list[str]) -> Report:
         """Load the sources, one after another. Raises LoadError, Stopped."""
         stopper = self.job.stopper
-        stopper.tolerated = sys.maxsize
         stopper.ends_quietly = False
-        with self.tell_loss(), self.commit_at_end():
+        with stopper.tolerate(sys.maxsize), self.tell_loss(), self.commit_at_end():
             # Each step has taken a batch, or found no input for a moment.
             for _ in self.take_batches(sources):
                 self.commit_when_due()
             self.close_interval()
-        stopper.tolerated = len(stopper.signals)  # the next one ends the report or plot
         return self.report
 
     @contextlib.contextmanager
@@ -2458,7 +2466,9 @@ class LiveLoad:
             lost = self.lines_read - self.report.tally.lines
             if lost and self.intake.range_:
                 place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
-                in_doubt = self.in_doubt or self.job.stopper.outcome == MAYBE_COMMITTED
+                in_doubt = (
+                    self.unanswered or self.job.stopper.outcome == MAYBE_COMMITTED
+                )
                 say(
                     f"not stored: the last lines that were read ({lost}), up to {place}"
                     + ("; some of them may be committed" if in_doubt else "")
@@ -2482,8 +2492,9 @@ class LiveLoad:
             self.commit_waiting(LOCK_SECONDS)
         except LoadError as error:
             # A database that is still unavailable fails twice in the same words.
-            texts = dict.fromkeys(map(str, filter(None, (failure, error))))
-            raise LoadError("; ".join(texts)) from None
+            if failure and str(failure) != str(error):
+                raise LoadError(f"{failure}; {error}") from None
+            raise
         if failure:
             raise failure
 
@@ -2525,8 +2536,7 @@ class LiveLoad:
         and do not return (so that no more is read) until there is room again.
         """
         while not self.job.stopper.signals and (self.is_due() or self.is_full()):
-            must_wait = self.waiting and not self.is_due()
-            if must_wait:
+            if self.waiting and not self.is_due():  # the database was unavailable
                 time.sleep(POLL_SECONDS)
             else:
                 self.commit_interval()
@@ -2574,17 +2584,15 @@ class LiveLoad:
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
-        stopper.tolerated = max(1, len(stopper.signals))
-        while self.waiting:
-            left = deadline - time.monotonic()
-            try:
-                self.commit_oldest(max(left, LIVE_LOCK_SECONDS))
-            except Unavailable:
-                if time.monotonic() >= deadline:
-                    stopper.tolerated = sys.maxsize
-                    raise
-                time.sleep(POLL_SECONDS)
-        stopper.tolerated = sys.maxsize
+        with stopper.tolerate(max(1, len(stopper.signals))):
+            while self.waiting:
+                left = deadline - time.monotonic()
+                try:
+                    self.commit_oldest(max(left, LIVE_LOCK_SECONDS))
+                except Unavailable:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(POLL_SECONDS)
 
     def commit_oldest(self, lock_timeout: float) -> None:
         """Commit the interval that has waited longest.
@@ -2594,12 +2602,12 @@ class LiveLoad:
         staging = self.waiting[0]
         try:
             self.report = commit(
-                self.job, staging, self.report, (), lock_timeout, self.in_doubt
+                self.job, staging, self.report, (), lock_timeout, self.unanswered
             )
         except InDoubt as error:
-            self.in_doubt = error.report
+            self.unanswered = error.report
             raise
-        self.in_doubt = None
+        self.unanswered = None
         self.waiting.pop(0).close()
 
 
@@ -2812,6 +2820,8 @@ def draw_counts(axes: Any, counts: dict[int, int]) -> None:
     span = last - first + 1
     is_short = span <= MAX_NUMBERED_DAYS
     half = 0.4 if span <= 100 else 0.5  # many bars touch each other
+    # One outline of all bars, with NaN between them: axes.bar() would draw each bar on
+    # its own, which takes seconds for many years.
     edges = [edge for day in counts for edge in (day - half, day + half)]
     heights = [height for count in counts.values() for height in (count, NAN)]
     color = "#7fa8d1" if is_short else "#b3cce6"
@@ -2931,7 +2941,7 @@ TRANSIENT_CODES = (
 TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
-GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # a variable; see tame_libraries()
+GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # a variable; see silence_libraries()
 # The start of a URL, also if a slash is missing. Because of the lookbehind, a long word
 # is tried once, and not from each of its letters.
 URL_START = r"(?<![\w+.-])[A-Za-z][\w+.-]*:/+"
@@ -3032,30 +3042,19 @@ def redact(name: str) -> str:
         simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
         https://me:S3?CRT@store/a.json          https://...
 
-    What follows "?" or "#" is left out. If there is an "@" in it, the "?" may belong
-    to a password, as in the last example, and everything is hidden.
+    If an "@" follows a "?" or "#", these may belong to a password, as in the last
+    example, and everything is hidden.
     """
-    if not re.search(URL_START, name):
+    start = re.search(URL_START, name)
+    if start is None:
         return name
-    shown = re.split(r"[?#]", name, maxsplit=1)[0]
-    query = name[len(shown) :]
-    # fsspec chains URLs by "::", which stands in IPv6 addresses as well.
-    chain = re.split(f"(?!^)(?=::{URL_START})", shown)
-    later = ("".join(chain[index:]) + query for index in range(1, len(chain) + 1))
-    return "".join(map(redact_url, chain, later, itertools.repeat(query)))
-
-
-def redact_url(url: str, later: str, query: str) -> str:
-    """Redact one URL of a chain, without its query; later is what follows it."""
-    start = re.match(f"(::)?{URL_START}", url)
-    scheme = start[0] if start else ""
-    place = url[len(scheme) :]
-    # A password may contain "?" or "::"; then its end, the "@", comes later.
-    ends_later = ":" in place and "@" not in place and "@" in later
-    if scheme and (ends_later or "@" in query):
-        return f"{scheme}..."
-    has_user = re.match("[^/]*[:@]", place)
-    return scheme + (place.rpartition("@")[2] if has_user else place)
+    shown = re.split("[?#]", name, maxsplit=1)[0]
+    if "@" in name[len(shown) :]:
+        return f"{name[: start.end()]}..."
+    # Up to the last "@", since a password may contain "/" and "@" as well. fsspec
+    # chains URLs by "::"; in zip://x.json::https://host/x.zip, "x.json:" is no user.
+    user = rf"(?![^/:@]*::{URL_START})(?=[^/]*[:@])[\s\S]*@"
+    return re.sub(f"({URL_START}){user}", r"\1", shown)
 
 
 def redact_urls(text: str) -> str:
@@ -3104,7 +3103,7 @@ def hide_secrets(text: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def tame_libraries() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Keep the logs and warnings of libraries off standard error, which cron mails.
 
     What matters in them comes as an exception too. gcsfs asks by gRPC for the type of
@@ -3154,11 +3153,14 @@ class Stopper:
     A signal raises Stopped, wherever the program is. It is recorded as well:
     Python clears an exception in a finalizer, and C libraries may clear one in
     a callback, so check() raises it again before something is committed.
+
+    The first signal tells a live load to read no further and to commit. It is
+    tolerated, which means that it is only recorded; a later one raises Stopped.
     """
 
     def __init__(self) -> None:
         self.signals: list[int] = []  # that have come
-        self.tolerated = 0  # so many signals are only recorded
+        self.tolerated = 0  # the number of signals that do not raise Stopped
         self.outcome = ROLLED_BACK  # what becomes of the load if a signal comes now
         self.ends_quietly = False  # a live load has not begun: a signal ends it with 0
 
@@ -3183,9 +3185,19 @@ class Stopper:
                 for number in (*STOP_SIGNALS, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
 
+    @contextlib.contextmanager
+    def tolerate(self, number: int) -> Iterator[None]:
+        """Only record the first signals in a block; those that came stay tolerated."""
+        before = self.tolerated
+        self.tolerated = number
+        try:
+            yield
+        finally:
+            self.tolerated = max(before, len(self.signals))
+
     def handle(self, number: int, frame: object) -> None:
         self.signals.append(number)
-        # Only the first that is not tolerated: a later one must not end the message.
+        # Later ones are only recorded: they must not interrupt the last message.
         if len(self.signals) == self.tolerated + 1:
             self.check()
 
@@ -3219,11 +3231,6 @@ def list_signals(is_live: bool) -> list[signal.Signals]:
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     hangup = [signal.SIGHUP] if is_live and not is_ignored else []
     return [*STOP_SIGNALS, *hangup]
-
-
-def block_signals() -> None:
-    """Leave signals to the other threads."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 @contextlib.contextmanager
@@ -3269,9 +3276,11 @@ TARGET_EXPECTED = (
     "(USER@HOST:PORT/DATABASE, special characters percent-encoded); a password is "
     "best kept in ~/.pgpass or PGPASSWORD"
 )
-# These are not file names: a URL, a URL without its scheme, and libpq's key=value.
-LIBPQ_KEYS = "host|hostaddr|port|dbname|user|password|service"
-NOT_A_PATH = rf"^:|^[A-Za-z][\w+.-]+:|://|:.*@|\b({LIBPQ_KEYS})\s*="
+NOT_A_PATH = r"""(?x)
+    ^ [A-Za-z][\w+.-]+ : | ://  # a URL
+    | ^ : | : .* @               # a URL without its scheme
+    | \b (host|hostaddr|port|dbname|user|password|service) \s* =  # libpq's
+"""
 
 
 class Text(click.types.StringParamType):
@@ -3340,42 +3349,27 @@ def parse_seconds(text: str) -> float:
 
 
 class Command(click.Command):
-    """A command with its own errors."""
+    """A command that ends with one line and an exit status, whatever goes wrong."""
 
     def main(self, *args: Any, **more: Any) -> Any:
-        """Run the command, and end without a traceback if a standard stream is full."""
+        """Run the command. Print an error without secrets, if it can be printed.
+
+        A URL with a password may stand after a mistyped option.
+        """
         more["standalone_mode"] = False
         try:
             return super().main(*args, **more)
         except click.ClickException as error:
+            message = escape_control_characters(redact_urls(error.message))
+            error.message = message  # type: ignore[misc]
             with contextlib.suppress(OSError):
                 error.show()
             sys.exit(error.exit_code)
-        except OSError as error:
+        except LoadError as error:
+            say(f"Error: {error}")
+        except (OSError, MemoryError) as error:
             say(f"Error: {describe_error(error)}")
-            sys.exit(1)
-
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
-        """Parse the command line.
-
-        A URL with a password may stand after a mistyped option: messages hide it.
-        """
-        try:
-            return super().make_context(*args, **more)
-        except click.ClickException as error:
-            error.message = redact_urls(error.message)  # type: ignore[misc]
-            raise
-
-
-@contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """End with click's error line and exit status 1 if a load is refused."""
-    try:
-        yield
-    except LoadError as error:
-        raise click.ClickException(escape_control_characters(str(error))) from None
-    except (OSError, MemoryError) as error:
-        raise click.ClickException(describe_error(error)) from None
+        sys.exit(1)
 
 
 def check_environment() -> None:
@@ -3403,36 +3397,34 @@ def identify_file(file: str | int) -> object:
 def check_files(sources: list[str], outputs: dict[str, str | None]) -> None:
     """Raise UsageError if an output is also an input, or another output."""
     names: dict[object, str] = {}
-
-    def refuse(what: str) -> None:
-        raise click.UsageError(escape_control_characters(what))
-
     for source in sources:
-        file = 0 if source == "-" else re.sub("^(file|local)://", "", source)
-        names[identify_file(file)] = f"the input {redact(source)}"
+        path = 0 if source == "-" else re.sub("^(file|local)://", "", source)
+        names[identify_file(path)] = f"the input {redact(source)}"
     if clash := names.get(identify_file(1)):
-        refuse(f"standard output and {clash} are the same file")
+        raise click.UsageError(f"standard output and {clash} are the same file")
+    # These two may well be the same file: 2>&1.
     names |= {identify_file(1): "standard output", identify_file(2): "standard error"}
     for name, output in outputs.items():
         if output:
-            other = names.setdefault(identify_file(output), name)
-            if other != name:
-                refuse(f"{name} and {other} are the same file: {output!r}")
+            file = identify_file(output)
+            if file in names:
+                both = f"{name} and {names[file]}"
+                raise click.UsageError(f"{both} are the same file: {output!r}")
+            names[file] = name
 
 
 def check_writable(path: str, may_be_pipe: bool) -> None:
     """Raise LoadError if a file can't be written, before a long load begins."""
     directory = os.path.dirname(os.path.realpath(path))
-    is_file = os.path.isfile(path) or not os.path.exists(path)
+    exists = os.path.exists(path)
+    is_file = os.path.isfile(path) or not exists
     with about(path):
         if not os.path.isdir(directory):
             raise Unusable(f"there is no directory {directory}; create it first")
-        if os.path.isdir(path):
-            raise Unusable("is a directory; name a file")
-        if not (is_file or may_be_pipe):  # a picture would take its place
+        if not (is_file or may_be_pipe) or os.path.isdir(path):
             raise Unusable("is not a regular file; name another")
         advice = "can't be written; make it writable, or choose another"
-        if os.path.exists(path) and not os.access(path, os.W_OK):
+        if exists and not os.access(path, os.W_OK):
             raise Unusable(advice)
         if is_file and not os.access(directory, os.W_OK):
             raise Unusable(f"{directory} {advice}")
@@ -3505,8 +3497,8 @@ def make_progress_bar(is_wanted: bool | None, ranges: list[Range]) -> Any:
     is_terminal = sys.stderr.isatty()
     if not (is_terminal if is_wanted is None else is_wanted):
         return contextlib.nullcontext()
-    sizes = [range_.size for range_ in ranges]
-    total = None if None in sizes else sum(size or 0 for size in sizes) or None
+    is_known = bool(ranges) and all(range_.size is not None for range_ in ranges)
+    total = sum(range_.size or 0 for range_ in ranges) if is_known else None
     style: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
     if not is_terminal:  # a line now and then, in a log
         style |= {"mininterval": 10, "delay": 10}  # seconds
@@ -3729,12 +3721,11 @@ def main(
         max_bad_records=max_bad_records,
     )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(report_errors())
         is_live = job.stopper.ends_quietly = commit_every is not None
         stack.enter_context(job.stopper.handle_signals(list_signals(is_live)))
         check_options(job, incremental, plot, cluster, commit_every)
         if plot or cluster or any(map(is_url, (db, *events))):
-            stack.enter_context(tame_libraries())
+            stack.enter_context(silence_libraries())
         sources = [source for event in events for source in expand_wildcards(event)]
         check_files(sources, {"--db": db, "--rejects": rejects, "--plot": plot})
         if not dry_run:
