@@ -156,19 +156,10 @@ def get_field(record: Any, name: str, kind: type, path: str = "") -> Any:
         raise ValueError(f"{path[:-1]} must be an object: {encode_json(record)[:60]}")
     value = record.get(name)
     if value is not None and type(value) is not kind:
-        what = f"{path}{name} must be {JSON_TYPES[kind]}"
-        raise ValueError(f"{what}: {encode_json(value)[:60]}")
+        raise ValueError(
+            f"{path}{name} must be {JSON_TYPES[kind]}: {encode_json(value)[:60]}"
+        )
     return value
-
-
-def get_key(parameter: Any, path: str) -> Any:
-    """Return the key of an event parameter. Raises ValueError."""
-    return get_field(parameter, "key", str, path)
-
-
-def get_int_value(parameter: Any, path: str) -> Any:
-    """Return the integer value of an event parameter, if it has one."""
-    return (get_field(parameter, "value", dict, path) or {}).get("int_value")
 
 
 def parse_integer(value: Any, name: str) -> int:
@@ -201,8 +192,10 @@ def find_time_zone(name: str) -> Any:
         with contextlib.suppress(OSError, ValueError):
             zone = tz.gettz(name)
     if not isinstance(zone, tz.tzfile | tz.tzutc):
-        examples = "names are like US/Central, Europe/Berlin, UTC"
-        raise ValueError(f"{name!r} is not an IANA time zone; {examples}")
+        raise ValueError(
+            f"{name!r} is not an IANA time zone; "
+            "names are like US/Central, Europe/Berlin, UTC"
+        )
     # python-dateutil 2.9 finds no rules, and no name, in a file of zic's "slim" format.
     return zone if zone.tzname(EPOCH) else find_zone_info(name)
 
@@ -413,15 +406,15 @@ class Matcher:
         if not self.has_any_name and event.get("event_name") not in rule.event_names:
             return Findings()
         parameters = get_field(event, "event_params", list) or []
-        paths = [f"event_params[{index}]." for index in range(len(parameters))]
-        keys = list(map(get_key, parameters, paths))
+        places = [(one, f"event_params[{n}].") for n, one in enumerate(parameters)]
+        keys = [get_field(one, "key", str, path) for one, path in places]
         if self.needs_time and ENGAGEMENT_TIME not in keys:
             return Findings()
-        values = list(map(get_int_value, parameters, paths))
+        values = [get_field(one, "value", dict, path) or {} for one, path in places]
         msecs = [
-            parse_integer(value, ENGAGEMENT_TIME)
+            parse_integer(value["int_value"], ENGAGEMENT_TIME)
             for key, value in zip(keys, values, strict=True)
-            if key == ENGAGEMENT_TIME and value is not None
+            if key == ENGAGEMENT_TIME and value.get("int_value") is not None
         ]
         user = get_field(event, "user_pseudo_id", str)
         if user and len(user.encode()) > MAX_USER_BYTES:
@@ -632,7 +625,6 @@ class Batch(Struct):
 # fast path, which gives the same result or gives up; then the lines are scanned
 # one by one.
 
-WHITE_SPACE = b" \t\r\n"
 BATCH_BYTES = 32 << 20  # size of the input lines of one batch
 BLOCK_BYTES = 384 << 10  # fits a processor's cache, and is searched several times
 SPLIT = 8  # a block that the fast path rejects is tried again in this many parts
@@ -733,7 +725,7 @@ class Scanner(Struct):
         Without the white space around it, it may be a usual line for the fast
         path.
         """
-        record = line.strip(WHITE_SPACE)
+        record = line.strip(b" \t\r\n")
         if record and self.scan_fast(record, len(record), batch):
             return
         batch.tally.lines += 1
@@ -771,7 +763,7 @@ class Scanner(Struct):
         if self.is_dense or self.validate:
             wanted = memoryview(text)[:end]
         else:
-            found = self.find_lines(text, end)
+            found = list(self.find_lines(text, end))
             lines = len(found)
             wanted = memoryview(b"\n".join(found))
         events = EVENT_DECODER.decode_lines(str(wanted, "utf-8"))
@@ -779,19 +771,17 @@ class Scanner(Struct):
             raise ValueError("there are two objects on a line")
         return events
 
-    def find_lines(self, text: Buffer, end: int) -> list[memoryview]:
-        """Return the lines that contain the needle."""
+    def find_lines(self, text: Buffer, end: int) -> Iterator[memoryview]:
+        """Yield the lines that contain the needle."""
         needle = matcher_for(self.rule).needle
         view = memoryview(text)
-        found = []
         at = stringzilla.find(text, needle, 0, end)
         while at >= 0:
             start = text.rfind(b"\n", 0, at) + 1
             stop = text.find(b"\n", at, end)
             stop = end if stop < 0 else stop
-            found.append(view[start:stop])
+            yield view[start:stop]
             at = stringzilla.find(text, needle, stop, end)
-        return found
 
 
 def decode_record(record: bytes) -> Any:
@@ -818,10 +808,8 @@ def parse_json_integer(digits: str) -> Any:
     """
     from decimal import Decimal
 
-    try:
-        return int(digits)
-    except ValueError:
-        return Decimal(digits)
+    is_small = len(digits.removeprefix("-")) <= 4300
+    return int(digits) if is_small else Decimal(digits)
 
 
 # -- Sources ---------------------------------------------------------------------------
@@ -852,15 +840,14 @@ def is_pipe(source: str) -> bool:
     return source == "-" or (os.path.exists(source) and not is_file)
 
 
-def find_file_system(url: str) -> tuple[Any, str]:
+def find_file_system(url: str) -> Any:
     """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
     if re.search("(https?|gc?s)://", url):
         with contextlib.suppress(ImportError):  # fsspec says what is missing
             configure_sessions(fsspec.config.conf)
-    system, path = fsspec.core.url_to_fs(url)
-    return system, path
+    return fsspec.core.url_to_fs(url)
 
 
 def configure_sessions(settings: dict[str, Any]) -> None:
@@ -1259,10 +1246,11 @@ def split_source(name: str, size: int) -> list[Range]:
         return [whole]
     step = max(size, URL_RANGE_BYTES) if is_url(name) else size
     starts = range(0, end, step) or [0]  # an empty file has an empty range
-    ends = [min(start + step, end) for start in starts]
     return [
-        msgspec.structs.replace(whole, start=start, end=stop, size=stop - start)
-        for start, stop in zip(starts, ends, strict=True)
+        msgspec.structs.replace(
+            whole, start=start, end=min(start + step, end), size=min(step, end - start)
+        )
+        for start in starts
     ]
 
 
@@ -1662,11 +1650,8 @@ class Database:
     lock_timeout: float  # seconds
     can_write = False
     COLUMNS_QUERY = ""  # for the columns of some tables
+    SCHEMA_DIALECT: tuple[tuple[str, str], ...] = ()  # translates schema.sql
     tables: frozenset[str] = frozenset()  # those of ours that are there
-
-    def begin(self, can_write: bool) -> None:
-        """Begin a transaction. A writer waits for its turn."""
-        raise NotImplementedError
 
     def execute(self, sql: str, *values: Any) -> Any:
         """Execute a statement in SQLite's dialect; return its cursor."""
@@ -1681,6 +1666,8 @@ class Database:
 
     def translate_schema(self, sql: str) -> str:
         """Return a part of schema.sql in the dialect of the database."""
+        for pattern, replacement in self.SCHEMA_DIALECT:
+            sql = re.sub(pattern, replacement, sql)
         return sql
 
     def upgrade(self) -> None:
@@ -1768,32 +1755,26 @@ class Database:
         cursor = self.execute(query, report.load_id, report.tally.lines)
         return bool(cursor.fetchone()[0])
 
-    def read_loaded_files(self, paths: list[str]) -> dict[str, Any]:
-        """Return (path, version, first_date, last_date) of loaded_file by path."""
-        query = """SELECT path, version, first_date, last_date FROM loaded_file
-            WHERE path IN (SELECT value FROM json_each(?) AS value)"""
+    def find_loaded(self, paths: list[str], dates: DateRange) -> set[FileVersion]:
+        """Return the versions of files that were loaded with all of these dates."""
         if "loaded_file" not in self.tables:
-            return {}
-        chunks = range(0, len(paths), CHUNK_USERS)
-        arrays = [encode_json(paths[start : start + CHUNK_USERS]) for start in chunks]
-        return {row[0]: row for array in arrays for row in self.execute(query, array)}
+            return set()
+        # last_date is NULL if the load reached tomorrow; see log_load().
+        query = """SELECT path, version FROM loaded_file
+            WHERE path IN (SELECT value FROM json_each(?) AS value)
+                AND first_date <= ? AND (last_date >= ? OR last_date IS NULL)"""
+        rows = self.execute(query, encode_json(paths), dates.first, dates.last)
+        return set(map(FileVersion._make, rows))
 
-    def upsert(self, table: str, rows: list[dict[str, Any]]) -> None:
-        """Insert rows, or bring them up to date. The first column is the key."""
-        if not rows:
-            return
-        key, *others = rows[0]
-        columns = ", ".join(rows[0])
-        marks = ", ".join("?" * len(rows[0]))
+    def upsert(self, table: str, row: dict[str, Any]) -> None:
+        """Insert a row, or bring it up to date. The first column is the key."""
+        key, *others = row
+        columns = ", ".join(row)
+        marks = ", ".join("?" * len(row))
         updates = ", ".join(f"{name} = excluded.{name}" for name in others)
         sql = f"""INSERT INTO {table} ({columns}) VALUES ({marks})
             ON CONFLICT ({key}) DO UPDATE SET {updates}"""
-        self.execute_many(sql, [tuple(row.values()) for row in rows])
-
-    def execute_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
-        """Execute a statement for each row of values."""
-        for row in rows:
-            self.execute(sql, *row)
+        self.execute(sql, *row.values())
 
     def add_users(self, day: str, staging: Staging, is_trial: bool) -> Changes:
         """Add the users of a load to a date. Count the new ones; a trial adds none."""
@@ -1833,7 +1814,7 @@ class Database:
             changes.added = count - held + changes.removed
         if self.can_write and count != counted:
             row = {"date": day, "active_user_count": count}
-            self.upsert("active_user_table", [row])
+            self.upsert("active_user_table", row)
         return DateCount(day, count, changes)
 
 
@@ -1843,12 +1824,6 @@ class Database:
 class SQLite(Database):
     """A transaction on an SQLite file, or in memory if there is no file to read."""
 
-    # Large pages need fewer page splits when users are inserted; the cache
-    # holds the pages that a load touches when it is repeated.
-    SETTINGS = (
-        "PRAGMA page_size = 16384",  # bytes
-        "PRAGMA cache_size = -16384",  # KiB, if it is negative
-    )
     COLUMNS_QUERY = """SELECT t.name, c.name, c.type, c.dflt_value
         FROM sqlite_master AS t, pragma_table_info(t.name) AS c
         WHERE t.type = 'table' AND t.name IN (SELECT value FROM json_each(?))"""
@@ -1875,8 +1850,10 @@ class SQLite(Database):
             # falls back to reading if the file is read-only.
             mode = "rwc" if can_write else "rw"
             self.connect(f"file:{quote_path(self.path)}?mode={mode}")
-            for setting in self.SETTINGS:
-                self.execute(setting)
+            # Large pages need fewer page splits when users are inserted; the cache
+            # holds the pages that a load touches when it is repeated.
+            self.execute("PRAGMA page_size = 16384")  # bytes
+            self.execute("PRAGMA cache_size = -16384")  # KiB, if it is negative
         else:
             self.connect("file::memory:")
             self.connection.executescript(read_schema())
@@ -1944,15 +1921,18 @@ class Postgres(Database):
         self.url = url
         self.lock_timeout = lock_timeout
         self.answer_seconds = max(ANSWER_SECONDS, lock_timeout + 5)
-        parameters: dict[str, Any] = parse_postgres_url(url)
-        timeout = os.environ.get("PGCONNECT_TIMEOUT", 10)  # seconds
-        parameters.setdefault("connect_timeout", timeout)
-        # The system's own keepalives notice a lost network after two hours.
-        for name, seconds in (("idle", 30), ("interval", 10), ("count", 3)):
-            parameters.setdefault(f"keepalives_{name}", seconds)
-        parameters.setdefault("tcp_user_timeout", 60_000)  # milliseconds
-        # Named prepared statements don't pass through a transaction pooler.
-        parameters |= {"client_encoding": "UTF8", "prepare_threshold": None}
+        parameters: dict[str, Any] = {
+            "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT", 10),  # seconds
+            # The system's own keepalives notice a lost network after two hours.
+            "keepalives_idle": 30,  # seconds
+            "keepalives_interval": 10,  # seconds
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,  # milliseconds
+            **parse_postgres_url(url),
+            "client_encoding": "UTF8",
+            # Named prepared statements don't pass through a transaction pooler.
+            "prepare_threshold": None,
+        }
         self.connection = psycopg.connect(autocommit=True, **parameters)
 
     def begin(self, can_write: bool) -> None:
@@ -1981,10 +1961,6 @@ class Postgres(Database):
         with time_limit(self.answer_seconds):
             return self.connection.execute(translate_query(sql), values or None)
 
-    def execute_many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
-        with time_limit(self.answer_seconds):
-            self.connection.cursor().executemany(translate_query(sql), rows)
-
     def commit(self) -> None:
         """Commit. Raises InDoubt if the server does not say that it has committed.
 
@@ -2001,11 +1977,6 @@ class Postgres(Database):
                 f"({describe_error(error, self.url)}); the load may be committed; "
                 "load again to be sure"
             ) from None
-
-    def translate_schema(self, sql: str) -> str:
-        for pattern, replacement in self.SCHEMA_DIALECT:
-            sql = re.sub(pattern, replacement, sql)
-        return sql
 
 
 @lru_cache(maxsize=256)
@@ -2182,17 +2153,9 @@ def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
         return sources  # no load can have seen all events after tomorrow
     versions = {source: find_version(source) for source in sources}
     with transaction(job.target) as db:
-        rows = db.read_loaded_files([one.path for one in versions.values() if one])
-
-    def is_unchanged(file: FileVersion | None) -> bool:
-        if file is None or file.path not in rows:
-            return False
-        _, version, first, last = rows[file.path]
-        last = last or counted.last  # NULL: the load reached tomorrow; see log_load()
-        covers = str(first) <= counted.first and str(last) >= counted.last
-        return covers and bool(version == file.version)
-
-    return [source for source in sources if not is_unchanged(versions[source])]
+        paths = [version.path for version in versions.values() if version]
+        loaded = db.find_loaded(paths, counted)
+    return [source for source in sources if versions[source] not in loaded]
 
 
 def load_once(
@@ -2309,7 +2272,7 @@ def log_load(
 ) -> None:
     """Store the rows of a load in load_log and loaded_file."""
     loaded_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    db.upsert("load_log", [make_log_row(job, dates, report, loaded_at)])
+    db.upsert("load_log", make_log_row(job, dates, report, loaded_at))
     # NULL if the load reached tomorrow, the usual last date. Stored as a date, it
     # would make the next night's load, which wants one date more, read every file.
     is_open = dates.counted.last >= dates.usual.last
@@ -2319,7 +2282,8 @@ def log_load(
         "first_date": dates.counted.first,
         "last_date": None if is_open else dates.counted.last,
     }
-    db.upsert("loaded_file", [{**one._asdict(), **shared} for one in versions])
+    for version in versions:
+        db.upsert("loaded_file", version._asdict() | shared)
 
 
 def make_log_row(
@@ -2427,8 +2391,10 @@ def receive(source: str, stopper: Stopper) -> Iterator[Range]:
             if len(held) > MAX_LINE:
                 raise Unusable(TOO_LONG)
         if held:
-            what = f"its {len(held)} bytes were left out"
-            say(f"{source}: the last line had not ended: {what}")
+            say(
+                f"{source}: the last line had not ended: "
+                f"its {len(held)} bytes were left out"
+            )
 
 
 class LiveLoad:
@@ -2481,22 +2447,16 @@ class LiveLoad:
 
         The database has as much time as in any load, unless another signal comes.
         """
-        failure = None
         try:
             yield
-        except LoadError as error:
-            failure = error
+        except LoadError:
+            # What fails here as well is seen in the lines that tell_loss() counts.
             with contextlib.suppress(LoadError):
                 self.close_interval()
-        try:
-            self.commit_waiting(LOCK_SECONDS)
-        except LoadError as error:
-            # A database that is still unavailable fails twice in the same words.
-            if failure and str(failure) != str(error):
-                raise LoadError(f"{failure}; {error}") from None
+            with contextlib.suppress(LoadError):
+                self.commit_waiting(LOCK_SECONDS)
             raise
-        if failure:
-            raise failure
+        self.commit_waiting(LOCK_SECONDS)
 
     def take_batches(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives; yield after each batch, and if nothing has come."""
@@ -2548,8 +2508,7 @@ class LiveLoad:
     def is_full(self) -> bool:
         """Tell whether no more users may wait in memory."""
         stagings = [self.staging, *self.waiting]
-        size = sum(staging.size + OBJECT_OVERHEAD for staging in stagings)
-        return size > LIVE_BYTES
+        return sum(one.size + OBJECT_OVERHEAD for one in stagings) > LIVE_BYTES
 
     def close_interval(self) -> None:
         """Begin a new interval. Raises LoadError if bad records refuse the old one."""
@@ -2630,11 +2589,14 @@ def format_json(report: Report) -> str:
     """Return the report as one JSON object."""
     dates = [dict(zip(COLUMN_NAMES, row, strict=True)) for row in list_rows(report)]
     tallies = {name: getattr(report.tally, name) for name in TALLIES}
-    others = {
-        "left_out": report.changes().left_out,
-        "skipped_files": report.skipped_files,
-    }
-    return encode_json({"dates": dates, **tallies, **others})
+    return encode_json(
+        {
+            "dates": dates,
+            **tallies,
+            "left_out": report.changes().left_out,
+            "skipped_files": report.skipped_files,
+        }
+    )
 
 
 def format_csv(report: Report) -> str:
@@ -2705,9 +2667,10 @@ def summarize(report: Report) -> str:
         # The users of several loads overlap, so they can't be added up.
         f"{new} user-days" if report.loads > 1 else user_days,
     ]
-    numbers = {name.replace("_", " "): getattr(tally, name) for name in REMARKS}
     remarks = [
-        format_number(number, name) for name, number in numbers.items() if number
+        format_number(getattr(tally, name), name.replace("_", " "))
+        for name in REMARKS
+        if getattr(tally, name)
     ]
     if changes.left_out:
         users = format_number(changes.left_out, "users")
@@ -2798,8 +2761,9 @@ def draw_figure(counts: dict[str, int], rule: Rule | None) -> Any:
         events = f"{names} of at least {rule.min_engagement_msec} ms"
         parts = [f"{rule.timezone} dates", events, globs, *parts]
     caption = textwrap.fill(" · ".join(parts), 140)
-    style: dict[str, Any] = {"fontsize": 8, "color": "0.4", "x": 0.01, "ha": "left"}
-    figure.supxlabel(caption, parse_math=False, **style)
+    figure.supxlabel(
+        caption, parse_math=False, fontsize=8, color="0.4", x=0.01, ha="left"
+    )
     return figure
 
 
@@ -2831,8 +2795,12 @@ def draw_counts(axes: Any, counts: dict[int, int]) -> None:
         draw_numbers(axes, counts, span)
     else:
         averages = week_averages(counts)
-        style = {"color": "#1f3b5c", "label": "7-day average"}
-        axes.plot(list(averages), list(averages.values()), **style)
+        axes.plot(
+            list(averages),
+            list(averages.values()),
+            color="#1f3b5c",
+            label="7-day average",
+        )
     margin = max(0.6, (7 - span) / 2, span / 100)
     epoch = EPOCH.toordinal()
     earliest, latest = date.min.toordinal() - epoch, date.max.toordinal() - epoch
@@ -2840,8 +2808,13 @@ def draw_counts(axes: Any, counts: dict[int, int]) -> None:
     axes.set_ylim(0, max(*counts.values(), 1) * 1.08)
     label_axes(axes, first, last)
     if axes.get_legend_handles_labels()[0]:
-        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1)}
-        axes.legend(ncols=2, frameon=False, fontsize=9, **place)
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+        )
 
 
 def draw_gaps(axes: Any, days: list[int]) -> None:
@@ -2925,6 +2898,11 @@ REMEDIES = {  # by the code of an error
     "ENOSPC": "free some disk space and load again",
     "EISDIR": "name the files in it",
 }
+# How codes begin after which the same load may succeed. PostgreSQL's classes of two
+# digits are: connection exception, invalid transaction state (ended by a timeout, or
+# read-only), transaction rollback, insufficient resources, object not in prerequisite
+# state (locked), operator intervention (shutdown, cancelled), system error.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_CODES = (
     "SQLITE_BUSY",
     "SQLITE_CANTOPEN",
@@ -2932,13 +2910,8 @@ TRANSIENT_CODES = (
     "SQLITE_IOERR",
     "SQLITE_READONLY",
     "0A000",  # a PostgreSQL server that is a standby, and may become the primary
+    *("08", "25", "40", "53", "55", "57", "58"),
 )
-# Classes of SQLSTATE after which the same load may succeed: connection
-# exception, invalid transaction state (ended by a timeout, or read-only),
-# transaction rollback, insufficient resources, object not in prerequisite state
-# (locked), operator intervention (shutdown, cancelled), system error.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-TRANSIENT_CLASSES = ("08", "25", "40", "53", "55", "57", "58")
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
 GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # a variable; see silence_libraries()
@@ -3022,14 +2995,11 @@ def find_error_code(error: BaseException) -> str:
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same load may succeed later."""
     code = find_error_code(error)
-    if isinstance(error, TimeoutError) or code in TRANSIENT_CODES:
-        return True
+    kinds: tuple[Any, ...] = (TimeoutError,)
     psycopg: Any = sys.modules.get("psycopg")
-    if not (psycopg and isinstance(error, psycopg.Error)):
-        return False
-    # A connection that fails or breaks has no code.
-    is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return code.startswith(TRANSIENT_CLASSES) or (is_lost and not code)
+    if psycopg and not code:  # a connection that fails or breaks
+        kinds += (psycopg.OperationalError, psycopg.InterfaceError)
+    return isinstance(error, kinds) or code.startswith(TRANSIENT_CODES)
 
 
 def redact(name: str) -> str:
@@ -3140,11 +3110,7 @@ COMMITTED = "the load is committed, but its report or picture is not complete"
 
 
 class Stopped(SystemExit):
-    """A signal has ended the program."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.number = number
+    """A signal has ended the program. The exit status is 128 + its number."""
 
 
 class Stopper:
@@ -3172,7 +3138,9 @@ class Stopper:
             yield
             self.check()
         except Stopped as stopped:
-            word = "Interrupted" if stopped.number == signal.SIGINT else "Terminated"
+            word = (
+                "Interrupted" if stopped.code == 128 + signal.SIGINT else "Terminated"
+            )
             start = "\n" if sys.stderr.isatty() else ""  # after the "^C" on a terminal
             # Standard error may be a pipe that nobody reads.
             with contextlib.suppress(OSError), time_limit(STOP_SECONDS):
@@ -3204,7 +3172,8 @@ class Stopper:
     def check(self) -> None:
         """Raise Stopped if a signal should have ended the program."""
         if len(self.signals) > self.tolerated:
-            raise SystemExit(0) if self.ends_quietly else Stopped(self.signals[-1])
+            status = 128 + self.signals[-1]
+            raise SystemExit(0) if self.ends_quietly else Stopped(status)
 
 
 @contextlib.contextmanager
@@ -3304,15 +3273,6 @@ class Text(click.types.StringParamType):
             return self.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-
-def parse_utf8(value: str) -> str:
-    """Return a value that can be stored as JSON. Raises ValueError."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be UTF-8") from None
-    return value
 
 
 def parse_time_zone(name: str) -> str:
@@ -3459,19 +3419,16 @@ def check_options(
     check_environment()
     if not job.events and not plot:
         raise click.MissingParameter(param_hint="'EVENTS...'", param_type="argument")
-    others = {
-        "--replace": job.replace,
-        "--dry-run": job.dry_run,
-        "--incremental": is_incremental,
-        "--cluster": cluster,
-    }
-    for name, is_given in others.items():
-        if commit_every and is_given:
-            raise click.UsageError(f"--commit-every can't be combined with {name}")
-    if job.replace and is_incremental:
-        raise click.UsageError("--incremental can't be combined with --replace")
-    if cluster and "-" in job.events:
-        raise click.UsageError("--cluster can't be combined with standard input")
+    for one, other, are_given in (
+        ("--commit-every", "--replace", commit_every and job.replace),
+        ("--commit-every", "--dry-run", commit_every and job.dry_run),
+        ("--commit-every", "--incremental", commit_every and is_incremental),
+        ("--commit-every", "--cluster", commit_every and cluster),
+        ("--incremental", "--replace", is_incremental and job.replace),
+        ("--cluster", "standard input", cluster and "-" in job.events),
+    ):
+        if are_given:
+            raise click.UsageError(f"{one} can't be combined with {other}")
     if job.replace and not (job.dates.first and job.dates.last):
         raise click.UsageError(
             "--replace needs --dates FROM..TO, the dates that it replaces"
@@ -3578,7 +3535,6 @@ def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     "NAME",
     "Event that can make a user active; repeatable; *: any event that has an "
     "engagement_time_msec.",
-    type=Text(parse_utf8),
     default=DEFAULT_RULE.event_names,
     multiple=True,
 )
@@ -3593,7 +3549,6 @@ def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     "--valuable-event",
     "GLOB",
     "An event parameter whose key matches makes the event valuable; repeatable.",
-    type=Text(parse_utf8),
     default=DEFAULT_RULE.valuable_events,
     multiple=True,
 )
