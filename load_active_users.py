@@ -317,8 +317,6 @@ SLOT = 300_000_000  # microseconds
 MEMO_SIZE = 65_536  # slots are 228 days of events
 Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
 
-# What the key of an event parameter says. A glob may match engagement_time_msec too.
-IGNORED, VALUABLE, TIME, VALUABLE_TIME = range(4)
 NOT_VALUABLE = "(not valuable)"  # a sentinel in place of the user
 
 
@@ -389,13 +387,14 @@ class Matcher:
         self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
         self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
 
-    def find_role(self, key: str | None) -> int:
-        """Return what the key of a parameter says: one of the four roles."""
+    def find_role(self, key: str | None) -> tuple[bool, bool]:
+        """Tell of the key of a parameter: is it the engagement time, is it valuable?
+
+        A glob may match engagement_time_msec, too.
+        """
         globs = self.rule.valuable_events
         is_valuable = key is not None and any(fnmatchcase(key, glob) for glob in globs)
-        if key == ENGAGEMENT_TIME:
-            return VALUABLE_TIME if is_valuable else TIME
-        return VALUABLE if is_valuable else IGNORED
+        return key == ENGAGEMENT_TIME, is_valuable
 
     def evaluate(self, event: dict[str, Any]) -> Findings:
         """Return what the rule says about one event. Raises ValueError.
@@ -424,8 +423,8 @@ class Matcher:
         day = self.find_date(
             parse_integer(event.get("event_timestamp"), "event_timestamp")
         )
-        roles = set(map(self.find_role, keys))  # not memoized: the keys may be long
-        is_valuable = bool(roles & {VALUABLE, VALUABLE_TIME})
+        roles = map(self.find_role, keys)  # not memoized: the keys may be long
+        is_valuable = any(is_match for _, is_match in roles)
         is_engaged = any(msec >= rule.min_engagement_msec for msec in msecs)
         return Findings(1, {day: [user]} if is_valuable and is_engaged else {})
 
@@ -445,15 +444,14 @@ class Matcher:
             msec = None
             is_valuable = False
             for parameter in event.event_params or ():
-                role = role_of(parameter.key)
-                if role == VALUABLE:
+                is_time, is_match = role_of(parameter.key)
+                if is_match:
                     is_valuable = True
-                elif role != IGNORED:
+                if is_time:
                     value = parameter.value
                     if msec is not None or value is None or value.int_value is None:
                         raise ValueError("there is not exactly one engagement time")
                     msec = value.int_value
-                    is_valuable = is_valuable or role == VALUABLE_TIME
             if msec is None:
                 if self.needs_time:
                     continue
