@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from configparser import RawConfigParser
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -210,16 +209,10 @@ def blocks_and_tests() -> dict[str, list[tuple[str, Callable[..., None]]]]:
             (".venv/bin/dask scheduler", test_a_cluster),
         ],
         "crontab": [("MAILTO=", test_the_crontab_in_the_readme)],
-        "ini": [
-            ("[Service]", test_the_units_do_what_the_crontab_does),
-            ("[Timer]", test_the_units_do_what_the_crontab_does),
-        ],
         "sql": [
-            ("SELECT date, active_user_count\n", test_the_last_dates),
             ("SELECT date, seven_day_average", test_the_trend),
             ("SELECT date, active_user_count, lag", test_a_night_is_missing),
             ("SELECT loaded_at, ", test_the_last_loads),
-            ("SELECT load_log.loaded_at", test_the_files_of_the_last_loads),
             ("UPDATE active_user", test_a_person_is_deleted),
         ],
     }
@@ -432,22 +425,11 @@ def test_the_very_first_night(night: Night) -> None:
 
 
 def test_two_runs_overlap(night: Night) -> None:
-    """Both succeed; with flock, as the README has it, the second one is left out."""
+    """Both succeed."""
     both = f"( {night.load} ) & ( {night.load} ); status=$?; wait $!"
     both += "; exit $(($? + status))"
     assert night.run(both) == (0, "", "")
     assert night.counts() == ALL_NIGHTS
-
-    match = re.search(r"`(flock -n \S+) \.venv/bin/python \.\.\.`", README)
-    assert match
-    flock = night.here(match[1])
-    locked = night.load.replace(".venv/bin/python", f"{flock} .venv/bin/python")
-    assert night.run(locked) == (0, "", "")
-    holder = ["flock", flock.split()[-1], "sh", "-c", "echo; read line"]
-    with Process(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout and other.stdout.readline() == b"\n"
-        assert night.run(locked) == (1, "", "")
-        other.communicate()
 
 
 def test_a_night_without_an_engagement_event_is_told(night: Night) -> None:
@@ -576,55 +558,6 @@ def test_cron_takes_the_crontab(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(
-    not shutil.which("systemd-analyze"),
-    reason="needs systemd-analyze to check the units",
-)
-def test_the_systemd_units_in_the_readme(night: Night) -> None:
-    """They are valid, and run what the crontab's first line runs."""
-    service, timer = readme_blocks("ini")
-    match = re.search(r"ExecStart=/bin/sh -c '(.*)'", service)
-    assert match
-    command = night.here(match[1]).replace("$$", "$").replace("%%", "%")
-    assert command == night.load.replace("\\%", "%").partition("&& ")[2]
-    (night.srv / "load-active-users.service").write_text(night.here(service))
-    (night.srv / "load-active-users.timer").write_text(timer)
-    units = sorted(night.srv.glob("load-active-users.*"))
-    verify = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
-    done = subprocess.run(verify, capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if "load-active-users" in line]
-    assert (done.returncode, said) == (0, [])
-
-
-def unit(text: str) -> dict[str, str]:
-    parser = RawConfigParser(strict=True)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(text)
-    sections = [parser[name] for name in parser.sections()]
-    return {name: value for section in sections for name, value in section.items()}
-
-
-def test_the_units_do_what_the_crontab_does(night: Night) -> None:
-    service, timer = (unit(night.here(block)) for block in readme_blocks("ini"))
-    assert timer["OnCalendar"] == "*-*-* *:15"
-    assert "\n15 * * * * " in readme_blocks("crontab")[0]
-    (start,) = re.findall("`systemctl enable --now (.*)`", README)
-    for name in (start, f"{start.removesuffix('.timer')}.service"):
-        assert README.count(f"`/etc/systemd/system/{name}`") == 1
-    name, _, db = service["Environment"].partition("=")
-    assert {name: db} == {"LOAD_ACTIVE_USERS_DB": str(night.loader.db)}
-    command = service["ExecStart"].replace("$$", "$").replace("%%", "%")
-    done = subprocess.run(
-        shlex.split(command),
-        cwd=service["WorkingDirectory"],
-        env={"PATH": "/usr/bin:/bin", name: db},
-        capture_output=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert night.counts() == ALL_NIGHTS
-    night.assert_drawn()
-
-
 # -- Tables and queries: the same on both databases
 
 
@@ -671,17 +604,6 @@ def rows(loader: Loader, query: str) -> list[tuple[Any, ...]]:
     return [tuple(map(plain, row)) for row in loader.query(query)]
 
 
-def test_the_last_dates(loader: Loader) -> None:
-    days = lines(*(event("a", NOON + n * DAY) for n in range(40)))
-    loader.load(loader.file(days))
-    future = date.today() + timedelta(2)
-    loader.execute(f"INSERT INTO active_user_table VALUES ('{future}', 9)")
-    expected = [(day_of(n), 1) for n in reversed(range(10, 40))]
-    assert (
-        rows(loader, the_block("sql", "SELECT date, active_user_count\n")) == expected
-    )
-
-
 def test_the_trend(loader: Loader) -> None:
     days = [*range(8), *range(27, 30)]
     load_days(loader, *days)
@@ -718,18 +640,6 @@ def test_the_last_loads(loader: Loader) -> None:
         # The user who always comes is new on each date.
         expected.append((*row, number, 0))
     assert rows(loader, the_block("sql", "SELECT loaded_at, ")) == expected
-
-
-def test_the_files_of_the_last_loads(loader: Loader) -> None:
-    names = [loader.file(lines(event("a")), name) for name in ("b", "a")]
-    loader.load(*names)
-    [(loaded_at,)] = loader.query("SELECT loaded_at FROM load_log")
-    expected = []
-    for name in sorted(names):
-        path = loader.directory / name
-        version = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
-        expected.append((loaded_at, str(path), version, "2000-01-01", None))
-    assert rows(loader, the_block("sql", "SELECT load_log.loaded_at")) == expected
 
 
 @NEEDS_SQLITE3
