@@ -13,7 +13,12 @@ pytest.register_assert_rewrite("helpers", "servers")  # so that they tell what d
 
 from helpers import SAMPLE, Loader, numbered_sample
 from hypothesis import settings
-from servers import PostgresServer, running_postgres
+from servers import (
+    PostgresLoader,
+    PostgresServer,
+    needs_postgres,
+    running_postgres,
+)
 
 import load_active_users as program
 
@@ -51,6 +56,17 @@ def loader(tmp_path: Path) -> Loader:
 def server() -> Iterator[PostgresServer]:
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture(params=["SQLite", pytest.param("PostgreSQL", marks=needs_postgres)])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Loader]:
+    """A loader with either database."""
+    if request.param == "SQLite":
+        yield Loader(tmp_path)
+        return
+    loader = PostgresLoader(tmp_path, request.getfixturevalue("server"))
+    yield loader
+    loader.drop()
 
 
 @pytest.fixture(scope="session")

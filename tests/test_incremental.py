@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,6 @@ COUNTS = "SELECT date, active_user_count FROM active_user_table ORDER BY 1"
 USERS = "SELECT date, user_pseudo_id FROM active_user ORDER BY 1, 2"
 FILES = "SELECT path, version, first_date, last_date FROM loaded_file ORDER BY 1"
 STEPS = int(os.environ.get("STEPS", "1"))  # times the examples of each state machine
-
-
-@pytest.fixture(params=["SQLite", pytest.param("PostgreSQL", marks=needs_postgres)])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Loader]:
-    """A loader with either database."""
-    if request.param == "SQLite":
-        yield Loader(tmp_path)
-        return
-    loader = PostgresLoader(tmp_path, request.getfixturevalue("server"))
-    yield loader
-    loader.drop()
 
 
 def skipped(report: dict[str, Any]) -> tuple[int, int]:

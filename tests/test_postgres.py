@@ -74,15 +74,6 @@ def loader(tmp_path: Path, server: PostgresServer) -> Iterator[PostgresLoader]:
 CHANGES = ("added", "removed")
 
 
-@pytest.fixture(params=["PostgreSQL", "SQLite"])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Loader:
-    """A loader with either database."""
-    if request.param == "SQLite":
-        return Loader(tmp_path)
-    loader: Loader = request.getfixturevalue("loader")
-    return loader
-
-
 def test_both_databases_hold_the_same(either: Loader) -> None:
     """What overlaps, replaces, comes late or is tried only agrees with the oracle."""
     late = (event(f"u{n % 7}", NOON + n * DAY) for n in range(40))

@@ -561,15 +561,9 @@ def test_cron_takes_the_crontab(tmp_path: Path) -> None:
 # -- Tables and queries: the same on both databases
 
 
-@pytest.fixture(params=["SQLite", pytest.param("PostgreSQL", marks=needs_postgres)])
-def loader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Loader]:
-    """A loader with either database."""
-    if request.param == "SQLite":
-        yield Loader(tmp_path)
-        return
-    loader = PostgresLoader(tmp_path, request.getfixturevalue("server"))
-    yield loader
-    loader.drop()
+@pytest.fixture
+def loader(either: Loader) -> Loader:
+    return either
 
 
 def day_of(number: int) -> str:
@@ -695,7 +689,7 @@ def test_the_live_command(clone: Clone) -> None:
 # -- Past one machine
 
 of_postgres = pytest.mark.parametrize(
-    "loader", [pytest.param("PostgreSQL", marks=needs_postgres)], indirect=True
+    "either", [pytest.param("PostgreSQL", marks=needs_postgres)], indirect=True
 )
 
 
