@@ -1573,7 +1573,9 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
 # -- Databases -------------------------------------------------------------------------
 #
 # Database is what SQLite and PostgreSQL have in common. SQL is written in
-# SQLite's dialect, with ? as the placeholder; Postgres translates it.
+# SQLite's dialect, with ? as the placeholder; Postgres translates it. is_postgres()
+# tells which of the two --db names; TRANSIENT_CODES and REMEDIES hold the errors of
+# both.
 #
 # active_user holds who was active on which date. It makes loads idempotent: the
 # database tells how many users are new while it inserts them, and a dry run
@@ -2441,7 +2443,7 @@ class LiveLoad:
         try:
             yield
         except LoadError:
-            # What fails here as well is seen in the lines that tell_loss() counts.
+            # If these fail as well, tell_loss() says which lines are not stored.
             with contextlib.suppress(LoadError):
                 self.close_interval()
             with contextlib.suppress(LoadError):
