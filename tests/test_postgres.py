@@ -802,37 +802,6 @@ def test_a_first_load_beside_tables_of_another_schema(loader: PostgresLoader) ->
     assert loader.query("SELECT * FROM other.active_user") == [("theirs",)]
 
 
-# -- A database of version 1.1.0
-
-OLD_1_1_0 = (ROOT / "tests" / "database-1.1.0.postgres.sql").read_text()
-
-
-def test_a_database_of_version_1_1_0_is_upgraded(loader: PostgresLoader) -> None:
-    """It keeps everything, and gets what was added since; its dates count on."""
-    loader.query(OLD_1_1_0)
-    kept = loader.query("SELECT * FROM load_log ORDER BY load_id")
-    late = [event("late"), event("d", NOON + DAY), event("f", NOON + DAY)]
-    name = loader.file(lines(*late))
-    expected = [date_count("2019-12-30", 2, 0), date_count("2019-12-31", 2, 1)]
-    before = loader.content()
-    assert loader.load("--dry-run", name)["dates"] == expected
-    assert loader.content() == before
-    report = loader.load("--incremental", name)
-    assert (report["dates"], report["left_out"]) == (expected, 1)
-    assert loader.table() == {"2019-12-30": 2, "2019-12-31": 2, "2020-01-01": 2}
-    assert loader.all_users() == {"2019-12-31": {"d", "f"}, "2020-01-01": {"a", "e"}}
-    ((path, load_id),) = loader.query("SELECT path, load_id FROM loaded_file")
-    assert path == str(loader.directory.resolve() / name)
-    log = loader.query("SELECT * FROM load_log ORDER BY load_id")
-    old = [row for row in log if row[0] != load_id]
-    assert old == [(*row, 0) for row in kept]  # no files were skipped
-    assert len(log) == 5
-    report = loader.load("--incremental", name)
-    assert (report["dates"], report["skipped_files"]) == ([], 1)
-    [[comment]] = loader.query("SELECT obj_description('load_log'::regclass)")
-    assert comment == "2"  # as it was
-
-
 # -- The view, and a message that is long
 
 
