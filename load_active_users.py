@@ -3122,6 +3122,7 @@ class Stopper:
         self.tolerated = 0  # the number of signals that do not raise Stopped
         self.outcome = ROLLED_BACK  # what becomes of the load if a signal comes now
         self.ends_quietly = False  # a live load has not begun: a signal ends it with 0
+        self.has_raised = False
 
     @contextlib.contextmanager
     def handle_signals(self, numbers: Iterable[int]) -> Iterator[None]:
@@ -3158,13 +3159,13 @@ class Stopper:
 
     def handle(self, number: int, frame: object) -> None:
         self.signals.append(number)
-        # Later ones are only recorded: they must not interrupt the last message.
-        if len(self.signals) == self.tolerated + 1:
+        if not self.has_raised:  # a later one must not interrupt the last message
             self.check()
 
     def check(self) -> None:
         """Raise Stopped if a signal should have ended the program."""
         if len(self.signals) > self.tolerated:
+            self.has_raised = True
             status = 128 + self.signals[-1]
             raise SystemExit(0) if self.ends_quietly else Stopped(status)
 

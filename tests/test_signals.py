@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -374,6 +374,29 @@ def test_a_signal_whose_exception_is_cleared_is_remembered(
             stopper.check()
             raise AssertionError("check() has not raised it again")
     assert raised.value.code == 143
+
+
+def test_only_the_first_signal_that_is_not_tolerated_raises() -> None:
+    """Later ones do not interrupt what is said at the end."""
+    stopper = Stopper()
+    said = []
+
+    @contextmanager
+    def say_more(word: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            said.append(word)
+
+    with pytest.raises(Stopped), stopper.handle_signals([signal.SIGTERM]):
+        with say_more("after both"), stopper.tolerate(sys.maxsize):
+            signal.raise_signal(signal.SIGTERM)
+            with say_more("after one"), stopper.tolerate(1):
+                signal.raise_signal(signal.SIGTERM)
+                raise AssertionError("the second signal has not raised")
+    assert said == ["after one", "after both"]
+    assert stopper.signals == [signal.SIGTERM] * 4
 
 
 @pytest.mark.parametrize("step", ["log_load", "make_log_row", "refuse_bad_records"])
