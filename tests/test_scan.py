@@ -325,14 +325,11 @@ def test_an_endless_line_before_a_range(monkeypatch: pytest.MonkeyPatch) -> None
         seek_line(io.BytesIO(b"{" + b"x" * (4 << 20)), 1000)
 
 
-SHORT = (
-    b"\xef\xbb\xbf"
-    + lines(event("a"), b"", b"bad", event("b"), b" ")
-    + lines(event("c"))[:-1]
-)
+PLAIN = lines(event("a"), b"", b"bad", event("b"), b" ") + lines(event("c"))[:-1]
+SHORT = b"\xef\xbb\xbf" + PLAIN
 LONG = SAMPLE.read_bytes() * 14  # of two batches
 SIZED: dict[str, tuple[bytes | Callable[[], bytes], int]] = {
-    "cut at every byte": (SHORT, 1),
+    "cut at every byte": (PLAIN, 1),
     "cut within lines": (SHORT, 7),
     "cut into a few": (SHORT, 400),
     "not cut": (SHORT, 10**9),

@@ -338,7 +338,7 @@ def test_a_file_that_shrinks(loader: Loader) -> None:
     path = loader.directory / loader.file(lines(event("a"), event("b")))
     what = "the file was cut short while it was read; load it again when it is whole"
     done = change_meanwhile(loader, lambda: os.truncate(path, 300))
-    assert done == (1, b"", f"Error: events.jsons:1: {what}\n")
+    assert done == (1, b"", f"Error: events.jsons:2: {what}\n")
     assert not loader.db.exists()
 
 
