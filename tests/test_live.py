@@ -538,7 +538,8 @@ def test_after_a_signal_what_was_read_of_a_pipe_is_taken(
     taken = live.take_batches([str(tmp_path / "pipe")])
     next(taken)  # it is open
     with open(tmp_path / "pipe", "wb", buffering=0) as writer:
-        thread = threading.Thread(target=writer.write, args=(b" " * BLOCK_BYTES,))
+        blank = b" " * (BLOCK_BYTES - 1)  # and its newline: a block
+        thread = threading.Thread(target=writer.write, args=(blank,))
         thread.start()
         while thread.is_alive():
             next(taken)
