@@ -693,6 +693,20 @@ def test_many_users_are_committed_at_once(live: Start) -> None:
     assert pipe.end() == (0, "", "")
 
 
+def test_commits_of_many_users_do_not_put_off_the_next_one(
+    loader: Loader, live: Start
+) -> None:
+    """Those that come after them are committed when an interval is over."""
+    users = [f"{number:03}" for number in range(100)]
+    rows = [lines(event(user), event(user, NOON + DAY)) for user in users]
+    sizes = {"RANGE_BYTES": len(rows[0]), "LIVE_BYTES": 700}  # of users on two dates
+    pipe = live("-q", loader.file(b"".join(rows)), **sizes)
+    pipe.await_count(100)
+    pipe.write(lines(event("later")))
+    pipe.await_count(101)
+    assert pipe.end() == (0, "", "")
+
+
 def test_a_write_lock(live: Start) -> None:
     """Each spell of it gives one line, and each bad record that waits gives one."""
     pipe = live("-q", "--max-bad-records", 1)
