@@ -240,6 +240,13 @@ def test_a_download_may_take_as_long_as_it_likes() -> None:
         assert limits == (None, 60, 300)
 
 
+@http_only
+def test_a_query_is_no_pattern(loader: Loader, web: str) -> None:
+    """Nothing is looked for in the directory of the page, which may not be listed."""
+    loader.load(f"http://{web}/403/x.jsons?fields[]=*")
+    assert loader.table() == SAMPLE_TABLE
+
+
 STATUSES = [
     (401, "Unauthorized"),
     (403, "Forbidden"),
