@@ -226,6 +226,16 @@ def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
     assert pipe.end() == (0, "", "")
 
 
+def test_what_comes_is_taken_at_once(live: Start) -> None:
+    """The loader waits only where nothing comes, or at the end of a pipe."""
+    pipe = live("-q", POLL_SECONDS=1000, LIVE_BYTES=500)
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    pipe.write(lines(event("b")))
+    pipe.await_users("a", "b")
+    assert pipe.end() == (0, "", "")
+
+
 def test_a_named_pipe(live: Start, loader: Loader) -> None:
     """Several are read one after another, each to its end."""
     for name in ("one", "two"):
