@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import os
 import platform
 import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from importlib.metadata import version as metadata
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from helpers import (
     event,
     lines,
     numbered_sample,
+    wait_for,
 )
 from servers import Cluster
 
@@ -70,6 +73,30 @@ def test_a_cluster_changes_nothing(
     for name in ("engagement_events", "active_events"):
         assert report[name] == 252 * one[name]
     assert report["bad_records"] == 6
+
+
+def test_all_workers_scan_at_once(loader: Loader, cluster: Cluster) -> None:
+    """Each opens a named pipe. The load goes on after the last has got its events."""
+    cluster.workers(3)
+    pipes = [loader.directory / name for name in "abc"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with loader.start("-q", "--cluster", cluster.address, *pipes) as load:
+        for pipe in reversed(pipes):
+            descriptor = wait_for(partial(open_if_it_is_read, pipe))
+            assert descriptor, f"nobody reads {pipe}"
+            with open(descriptor, "wb") as file:
+                file.write(lines(event(pipe.name)))
+        out, err = load.communicate(timeout=60)
+    assert (load.returncode, out, err) == (0, b"", b"")
+    assert loader.users() == ["a", "b", "c"]
+
+
+def open_if_it_is_read(pipe: Path) -> int | None:
+    """Return a descriptor that writes to a named pipe, if it has a reader."""
+    with suppress(OSError):
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    return None
 
 
 def test_a_worker_that_is_killed_is_made_up_for(

@@ -428,6 +428,10 @@ FOREIGN = {
         SCHEMA.replace("user_pseudo_id TEXT", "user_pseudo_id INTEGER"),
         NO_COLUMN.format("active_user", "user_pseudo_id", "TEXT"),
     ),
+    "one whose seconds are whole numbers": (  # a column that could be added
+        SCHEMA.replace("seconds REAL", "seconds INTEGER"),
+        NO_COLUMN.format("load_log", "seconds", "REAL"),
+    ),
 }
 
 

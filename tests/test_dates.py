@@ -426,3 +426,13 @@ def test_a_clock_that_is_a_day_behind(
     assert loader.load(SAMPLE)["out_of_range_events"] == SAMPLE_TABLE["2019-12-31"]
     expected = {day: SAMPLE_TABLE[day] for day in ("2019-12-29", "2019-12-30")}
     assert loader.table() == expected
+
+
+def test_events_of_tomorrow_that_are_not_wanted_are_no_wrong_clock(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are out of range, as --dates says, without a warning."""
+    set_clock(monkeypatch, datetime(2019, 12, 30, 18, tzinfo=UTC))
+    name = loader.file(lines(event("a", noon("2019-12-31"))))
+    report = loader.load("--dates", "..2019-12-30", name)
+    assert (report["dates"], report["out_of_range_events"]) == ([], 1)

@@ -226,6 +226,16 @@ def test_an_unfinished_line_holds_no_commit_back(live: Start) -> None:
     assert pipe.end() == (0, "", "")
 
 
+def test_what_comes_is_taken_at_once(live: Start) -> None:
+    """The loader waits only where nothing comes, or at the end of a pipe."""
+    pipe = live("-q", POLL_SECONDS=1000, LIVE_BYTES=500)
+    pipe.write(lines(event("a")))
+    pipe.await_users("a")
+    pipe.write(lines(event("b")))
+    pipe.await_users("a", "b")
+    assert pipe.end() == (0, "", "")
+
+
 def test_a_named_pipe(live: Start, loader: Loader) -> None:
     """Several are read one after another, each to its end."""
     for name in ("one", "two"):
@@ -694,6 +704,20 @@ def test_many_users_are_committed_at_once(live: Start) -> None:
     assert pipe.end() == (0, "", "")
 
 
+def test_commits_of_many_users_do_not_put_off_the_next_one(
+    loader: Loader, live: Start
+) -> None:
+    """Those that come after them are committed when an interval is over."""
+    users = [f"{number:03}" for number in range(100)]
+    rows = [lines(event(user), event(user, NOON + DAY)) for user in users]
+    sizes = {"RANGE_BYTES": len(rows[0]), "LIVE_BYTES": 700}  # of users on two dates
+    pipe = live("-q", loader.file(b"".join(rows)), **sizes)
+    pipe.await_count(100)
+    pipe.write(lines(event("later")))
+    pipe.await_count(101)
+    assert pipe.end() == (0, "", "")
+
+
 def test_a_write_lock(live: Start) -> None:
     """Each spell of it gives one line, and each bad record that waits gives one."""
     pipe = live("-q", "--max-bad-records", 1)
@@ -1026,15 +1050,9 @@ def test_after_a_signal_the_later_ranges_of_a_file_are_not_read(
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     live: Start, start: bytes
 ) -> None:
-    """What came before it is committed."""
+    """One byte too many is enough. What came before it is committed."""
     pipe = live("-q", every=1000, MAX_LINE=2 << 20)
-    pipe.write(lines(event("a")) + start)
-    written = 0
-    with suppress(BrokenPipeError):
-        while written < 64 << 20:
-            pipe.write(b" " * 65_536)
-            written += 65_536
-    assert written < 8 << 20
+    pipe.write(lines(event("a")) + start.ljust((2 << 20) + 1))
     assert pipe.process.wait(30) == 1
     what = "a line of more than 2 MiB; one event per line is expected"
     assert (pipe.said(), pipe.users()) == (f"Error: -: {what}\n", ["a"])

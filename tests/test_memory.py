@@ -180,3 +180,16 @@ def test_spilled_users_leave_memory(loader: Loader) -> None:
     status, output, megabytes = peak_memory(loader, *options, name)
     assert (status, json.loads(output)["dates"][0]["added"]) == (0, 800_000)
     assert megabytes < 130
+
+
+def test_a_machine_without_memory_is_a_clear_error(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also outside of the blocks that name a file or a database."""
+
+    def add(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Staging, "add", add)
+    said = loader.refuse(loader.file(lines(event())))
+    assert said == "Error: MemoryError: MemoryError\n"

@@ -3,12 +3,14 @@
 import os
 import shutil
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import click
 import pytest
 from helpers import (
+    AS_ROOT,
     NOT_AN_OBJECT,
     OTHER_OPTIONS,
     SAMPLE,
@@ -454,6 +456,24 @@ def test_an_output_is_never_another_output(
     said = loader.refuse(*options, SAMPLE, status=2)
     assert said == usage(f"{what} are the same file: {str(options[-1])!r}")
     assert files() == before
+
+
+@AS_ROOT
+def test_files_of_one_number_on_two_disks_are_two(loader: Loader, disk: Path) -> None:
+    """Each disk numbers its own files."""
+    other = loader.directory / "other"
+    other.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(other)], check=True)
+    try:
+        events, rejects = disk / "events.jsons", other / "rejects"
+        events.write_bytes(lines(event("a"), b"bad"))
+        rejects.touch()
+        assert events.stat().st_ino == rejects.stat().st_ino
+        options = ["--max-bad-records", 1, "--rejects", rejects]
+        loader.load(*options, events, warning=f"{events}:2: {NOT_AN_OBJECT}\n")
+        assert rejects.read_bytes() == b"bad\n"
+    finally:
+        subprocess.run(["umount", str(other)], check=True)
 
 
 @pytest.mark.parametrize("option", ["--rejects", "--db", "--plot"])

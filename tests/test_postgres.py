@@ -371,6 +371,13 @@ def test_a_user_in_another_encoding_than_the_database(
     assert [loader.load(name)["dates"][0]["added"] for _ in range(2)] == [2, 0]
 
 
+def test_a_url_without_a_port(loader: PostgresLoader) -> None:
+    """The environment tells the port, or it is the usual one."""
+    start, port, end = re.split(r":(\d+)(?=/)", loader.url)
+    loader.load("--db", start + end, SAMPLE, env={"PGPORT": port})
+    assert loader.table() == SAMPLE_TABLE
+
+
 def test_a_timeout_of_the_url(loader: PostgresLoader) -> None:
     """A server takes the connection and says nothing.
 

@@ -43,6 +43,7 @@ from load_active_users import (
     Stopped,
     Stopper,
     load_once,
+    time_limit,
     transaction,
 )
 
@@ -185,6 +186,16 @@ def test_a_signal_that_a_library_swallows_ends_the_program(
                 signal.raise_signal(signal.SIGINT)
     assert stopped.value.code == 130
     assert capfd.readouterr() == ("", INTERRUPTED.decode())
+
+
+def test_a_time_limit_that_a_library_swallows_ends_a_block_all_the_same() -> None:
+    """It is told again after a second."""
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"^no answer for 0\.1 s$"), time_limit(0.1):
+        with suppress(TimeoutError):
+            time.sleep(20)
+        time.sleep(20)
+    assert 1.1 <= time.monotonic() - began < 20
 
 
 OUTCOMES = {

@@ -25,11 +25,12 @@ from helpers import (
     event,
     lines,
     unread,
+    wait_for,
     when_it_reads,
     zstd_compress,
 )
 
-from load_active_users import OpenRange, Unusable
+from load_active_users import SNIFFED_BYTES, OpenRange, Unusable
 
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\x00\x00\x00size"
 
@@ -318,6 +319,18 @@ def test_another_format_through_a_slow_pipe(
 ) -> None:
     done = through_a_slow_pipe(loader, content, first)
     assert (done.returncode, done.stderr.decode()) == (1, f"Error: -:1: {what}\n")
+
+
+def test_another_format_is_refused_before_the_pipe_ends(loader: Loader) -> None:
+    """The bytes that tell it are enough: the load does not wait for one more."""
+    with loader.start("-") as process:
+        assert process.stdin
+        process.stdin.write(b"PAR1".ljust(SNIFFED_BYTES))
+        process.stdin.flush()
+        assert wait_for(lambda: process.poll() is not None)
+        out, err = process.communicate()
+    said = f"Error: -:1: {OTHER_FORMATS['Parquet'][1]}\n"
+    assert (process.returncode, out, err.decode()) == (1, b"", said)
 
 
 # -- Files that change while they are read

@@ -227,13 +227,24 @@ def test_http(loader: Loader, web: str, name: str) -> None:
 
 @http_only
 def test_a_download_may_take_as_long_as_it_likes() -> None:
-    """The defaults of aiohttp would end it after five minutes."""
+    """The defaults of aiohttp would end it after five minutes.
+
+    They would wait for a connection as long as the system does, which is two minutes.
+    """
     for url in ("http://x.example/a", "simplecache::https://x.example/a"):
         system, _ = load_active_users.find_file_system(url)
         while hasattr(system, "target_options") and system.fs is not system:
             system = system.fs
         timeout = system.client_kwargs["timeout"]
-        assert (timeout.total, timeout.sock_read) == (None, 300)
+        limits = (timeout.total, timeout.sock_connect, timeout.sock_read)
+        assert limits == (None, 60, 300)
+
+
+@http_only
+def test_a_query_is_no_pattern(loader: Loader, web: str) -> None:
+    """Nothing is looked for in the directory of the page, which may not be listed."""
+    loader.load(f"http://{web}/403/x.jsons?fields[]=*")
+    assert loader.table() == SAMPLE_TABLE
 
 
 STATUSES = [
