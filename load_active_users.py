@@ -212,8 +212,6 @@ def is_same_zone(name: str, other: str) -> bool:
 
     US/Central and America/Chicago are two names of one zone.
     """
-    if name == other:
-        return True
     one, two = find_time_zone(name), find_time_zone(other)
     moments = (EPOCH + timedelta(days=day) for day in range(24_800))
     return all(
@@ -345,7 +343,9 @@ class Rule(Struct, frozen=True):
     def is_same(self, other: Rule) -> bool:
         """Tell whether two rules give the same counts."""
         renamed = msgspec.structs.replace(other, timezone=self.timezone)
-        return self == renamed and is_same_zone(self.timezone, other.timezone)
+        return self == other or (
+            self == renamed and is_same_zone(self.timezone, other.timezone)
+        )
 
 
 class Findings(Struct):
@@ -1046,15 +1046,13 @@ class OpenRange:
         left = self.length
         if self.is_start:
             left -= self.check_format()
-        buffer = bytearray(size)
+        buffer = bytearray(2 * size)
         held = 0  # bytes of a line whose end has not been read
         while left > 0:
-            if held > len(buffer) // 2:
-                buffer.extend(bytes(len(buffer)))
-            room = min(size, len(buffer) - held)
-            count = self.stream.readinto(
-                memoryview(buffer)[held : held + int(min(room, left))]
-            )
+            if len(buffer) < held + size:
+                buffer.extend(bytes(size))
+            stop = held + int(min(size, left))
+            count = self.stream.readinto(memoryview(buffer)[held:stop])
             if not count:
                 break
             left -= count
@@ -1069,9 +1067,10 @@ class OpenRange:
         if 0 < left < TO_THE_END:
             raise Unusable(CUT_SHORT)
         if held:
-            rest = read_rest_of_line(self.stream)
-            buffer[held:] = rest
-            yield buffer, held + len(rest)
+            for piece in read_rest_of_line(self.stream):
+                buffer[held : held + len(piece)] = piece
+                held += len(piece)
+            yield buffer, held
 
     def check_format(self) -> int:
         """Raise Unusable if the first bytes are those of another format.
@@ -1124,14 +1123,18 @@ def open_source(source: str) -> Iterator[OpenSource]:
         version = make_url_version(source, info)
         identity = find_mark(info, ("ino", *ETAG_KEYS, *TIME_KEYS))
         # HTTP is read as a stream unless the server says that it serves ranges.
-        is_http = "http" in system.protocol
-        can_seek = info.get("partial", not is_http)
-        block_size = READAHEAD_BYTES if can_seek else 0  # 0: a stream
-        opened = system.open(path, "rb", block_size=block_size, cache_type="readahead")
+        can_seek = info.get("partial", "http" not in system.protocol)
+        opened = system.open(
+            path,
+            "rb",
+            block_size=READAHEAD_BYTES if can_seek else 0,  # 0: a stream
+            cache_type="readahead",
+        )
     else:
         is_input = source == "-"
-        name = 0 if is_input else source
-        opened = open(name, "rb", buffering=0, closefd=not is_input)
+        opened = open(
+            0 if is_input else source, "rb", buffering=0, closefd=not is_input
+        )
         os.set_blocking(opened.fileno(), True)  # a parent may have set it otherwise
         status = os.fstat(opened.fileno())
         version = None if is_input else make_file_version(source, status)
@@ -1191,12 +1194,17 @@ def decompress(file: io.BufferedReader) -> Iterator[Any]:
         yield stream
 
 
-def read_rest_of_line(stream: io.BufferedIOBase) -> bytes:
-    """Return the rest of a line. Raises Unusable if it is too long."""
-    rest = stream.readline(MAX_LINE + 1)
-    if len(rest) > MAX_LINE:
-        raise Unusable(TOO_LONG)
-    return rest
+def read_rest_of_line(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """Yield the rest of a line in pieces. Raises Unusable if the line is too long."""
+    left = MAX_LINE
+    while left > 0:
+        piece = stream.readline(BLOCK_BYTES)
+        if piece:
+            yield piece
+        if not piece or piece.endswith(b"\n"):
+            return
+        left -= len(piece)
+    raise Unusable(TOO_LONG)
 
 
 def seek_line(file: io.BufferedIOBase, offset: int) -> int:
@@ -1208,7 +1216,8 @@ def seek_line(file: io.BufferedIOBase, offset: int) -> int:
     if offset == 0:
         return file.seek(0)
     file.seek(offset - 1)
-    if not read_rest_of_line(file):
+    rest = sum(map(len, read_rest_of_line(file)))
+    if rest == 0:
         raise Unusable(CUT_SHORT)
     return file.tell()
 
@@ -1493,6 +1502,8 @@ class Staging:
         self.runs: dict[str, list[Run]] = defaultdict(list)  # by date
         self.size = 0  # bytes that the runs take, roughly
         self.spilled: sqlite3.Connection | None = None
+        # The report with this load, if a COMMIT of it had no answer: it may be true.
+        self.unanswered: Report | None = None
 
     def add(self, batch: Batch) -> None:
         """Add a batch. Raises LoadError before any of it is added."""
@@ -1629,8 +1640,6 @@ class Column(NamedTuple):
 
 class InDoubt(Unavailable):
     """The database did not answer to COMMIT: the transaction may be committed."""
-
-    report: Report | None = None  # to be used if it turns out to be committed
 
 
 def read_schema() -> str:
@@ -2215,27 +2224,25 @@ def commit(
     report: Report,
     versions: Iterable[FileVersion] = (),
     lock_timeout: float = LOCK_SECONDS,
-    unanswered: Report | None = None,
 ) -> Report:
     """Store a load in one transaction; return the report with this load.
 
-    If an earlier COMMIT of this load had no answer, unanswered is the report with
-    the load; nothing is stored if that COMMIT has succeeded. Raises LoadError,
-    Unavailable, InDoubt.
+    Nothing is stored if an earlier COMMIT of this load had no answer, but has
+    succeeded. Raises LoadError, Unavailable, InDoubt.
     """
-    job.stopper.outcome = MAYBE_COMMITTED if unanswered else ROLLED_BACK
+    job.stopper.outcome = MAYBE_COMMITTED if staging.unanswered else ROLLED_BACK
     try:
         with transaction(job.target, not job.dry_run, lock_timeout) as db:
-            if unanswered and db.is_committed(unanswered):
-                report = unanswered
+            if staging.unanswered and db.is_committed(staging.unanswered):
+                report = staging.unanswered
             else:
                 report = store_load(db, job, staging, report, versions)
             if db.can_write:
                 job.stopper.check()
                 job.stopper.outcome = MAYBE_COMMITTED
             # The end of this block commits.
-    except InDoubt as error:
-        error.report = report
+    except InDoubt:
+        staging.unanswered = report
         raise
     if not job.dry_run:
         job.stopper.outcome = COMMITTED
@@ -2407,8 +2414,6 @@ class LiveLoad:
         self.report = Report()
         self.staging = Staging(job.choose_dates())  # of this interval
         self.waiting: list[Staging] = []  # intervals that are not committed yet
-        # What the report becomes if the last COMMIT, which had no answer, succeeded.
-        self.unanswered: Report | None = None
         self.lines_read = 0
 
     def run(self, sources: list[str]) -> Report:
@@ -2431,9 +2436,9 @@ class LiveLoad:
             lost = self.lines_read - self.report.tally.lines
             if lost and self.intake.range_:
                 place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
-                in_doubt = (
-                    self.unanswered or self.job.stopper.outcome == MAYBE_COMMITTED
-                )
+                is_unanswered = any(one.unanswered for one in self.waiting)
+                outcome = self.job.stopper.outcome
+                in_doubt = is_unanswered or outcome == MAYBE_COMMITTED
                 say(
                     f"not stored: the last lines that were read ({lost}), up to {place}"
                     + ("; some of them may be committed" if in_doubt else "")
@@ -2481,8 +2486,7 @@ class LiveLoad:
         with contextlib.closing(scanner(range_)) as batches:
             for batch in batches:
                 self.lines_read += batch.tally.lines
-                if batch.tally.lines or batch.tally.bytes:
-                    self.intake.take(self.staging, range_, batch)
+                self.intake.take(self.staging, range_, batch)
                 yield
                 # More of a file can be read another time, but not of a pipe.
                 if self.job.stopper.signals and range_.data is None:
@@ -2544,29 +2548,15 @@ class LiveLoad:
         stopper = self.job.stopper
         with stopper.tolerate(max(1, len(stopper.signals))):
             while self.waiting:
-                left = deadline - time.monotonic()
+                staging = self.waiting[0]
+                timeout = max(deadline - time.monotonic(), LIVE_LOCK_SECONDS)
                 try:
-                    self.commit_oldest(max(left, LIVE_LOCK_SECONDS))
+                    self.report = commit(self.job, staging, self.report, (), timeout)
+                    self.waiting.pop(0).close()
                 except Unavailable:
                     if time.monotonic() >= deadline:
                         raise
                     time.sleep(POLL_SECONDS)
-
-    def commit_oldest(self, lock_timeout: float) -> None:
-        """Commit the interval that has waited longest.
-
-        Raises LoadError, Unavailable, InDoubt.
-        """
-        staging = self.waiting[0]
-        try:
-            self.report = commit(
-                self.job, staging, self.report, (), lock_timeout, self.unanswered
-            )
-        except InDoubt as error:
-            self.unanswered = error.report
-            raise
-        self.unanswered = None
-        self.waiting.pop(0).close()
 
 
 # -- The report ------------------------------------------------------------------------
@@ -2727,12 +2717,11 @@ def plot_table(path: str, target: str) -> None:
 
 def draw_picture(counts: dict[str, int], rule: Rule | None, suffix: str) -> bytes:
     """Return the picture of some counts by date, as a PNG, SVG or PDF file."""
-    import matplotlib
+    from matplotlib import style
 
     content = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever a matplotlibrc says
-        matplotlib.rcParams["svg.hashsalt"] = "load_active_users"
+    # The defaults, whatever a matplotlibrc says.
+    with style.context(["default", {"svg.hashsalt": "load_active_users"}]):
         figure = draw_figure(counts, rule)
         figure.savefig(content, format=suffix[1:], metadata=PICTURE_METADATA[suffix])
     return content.getvalue()
@@ -3456,14 +3445,19 @@ def make_progress_bar(is_wanted: bool | None, ranges: list[Range]) -> Any:
         return contextlib.nullcontext()
     is_known = bool(ranges) and all(range_.size is not None for range_ in ranges)
     total = sum(range_.size or 0 for range_ in ranges) if is_known else None
-    style: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False}
-    if not is_terminal:  # a line now and then, in a log
-        style |= {"mininterval": 10, "delay": 10}  # seconds
     with about("the progress bar"):
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread: it would be forked
-        return tqdm(total=total, dynamic_ncols=True, **style)
+        return tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=0.1 if is_terminal else 10,  # seconds; a log gets few lines
+            delay=0 if is_terminal else 10,
+        )
 
 
 def load_batch(
