@@ -62,7 +62,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import Annotated, Any, NamedTuple, Self
 
 import click
@@ -375,15 +375,8 @@ class Matcher:
         self.has_any_name = "*" in rule.event_names
         self.needs_time = self.has_any_name or len(rule.event_names) > 1
         text = ENGAGEMENT_TIME if self.needs_time else rule.event_names[0]
-        # The needle is one word of ASCII. JSON spells "/" as "\/" as well, and "é" as
-        # an escape, so that a longer text could be missed. An event name without such
-        # a word leaves the key, which each event has.
-        words = re.findall(r"\w+", text, re.ASCII) or ["event_name"]
-        self.needle = max(words, key=len).encode()
-        # The start of the escapes that can spell it: \u006... and \u007... are small
-        # letters, \u005f is "_". BigQuery escapes "<" as \u003c, which is a reason to
-        # decode the line only if the needle has a digit.
-        self.escapes = tuple({b"\\u00%x" % (byte >> 4) for byte in self.needle})
+        self.needle = choose_needle(text)
+        self.escapes = list_escapes(self.needle)
         self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
         self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
 
@@ -499,6 +492,27 @@ class Matcher:
             raise ValueError(
                 f"event_timestamp is beyond the calendar: {str(timestamp)[:60]}"
             ) from None
+
+
+def choose_needle(text: str) -> bytes:
+    """Return the longest word of ASCII in a text, by which to search for the text.
+
+    JSON can spell other characters in several ways, such as "/" and "\\/". So the
+    needle of "level/completed" is "completed". A text without such a word is searched
+    for by "event_name", the key that each event has.
+    """
+    words: list[str] = re.findall(r"\w+", text, re.ASCII) or ["event_name"]
+    return max(words, key=len).encode()
+
+
+def list_escapes(needle: bytes) -> tuple[bytes, ...]:
+    """Return the beginnings of the escapes by which JSON can spell a needle.
+
+    A "u" can be spelt \\u0075, and "_" \\u005f; so user_engagement gives \\u007,
+    \\u006 and \\u005. BigQuery writes "<" as \\u003c: that is no reason to decode a
+    line unless the needle has a digit.
+    """
+    return tuple({b"\\u00%x" % (byte >> 4) for byte in needle})
 
 
 @lru_cache(maxsize=8)
@@ -1289,44 +1303,51 @@ def scan_in_turn(ranges: Iterable[Range], scanner: Scanner) -> Scanned:
                 yield range_, batch
 
 
-def scan_in_processes(ranges: list[Range], scanner: Scanner, workers: int) -> Scanned:
-    """Scan ranges in worker processes. Raises LoadError.
+class Worker(Struct):
+    """A process that scans ranges, as its parent sees it."""
+
+    connection: Any
+    queued: int = 0  # ranges that it was sent, and that are not finished
+    assigned: int = 0  # bytes to scan, ever
+
+
+def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Scanned:
+    """Scan ranges in a number of worker processes. Raises LoadError.
 
     Each worker has a pipe of its own. concurrent.futures has one pipe for the
     results of all workers: if a worker is killed while it writes, the parent waits
     for ever. Here the parent reads the end of that worker's pipe, and says so.
     """
     with about("scanning processes"), contextlib.ExitStack() as stack:
-        connections = start_workers(workers, scanner, stack)
-        assigned = dict.fromkeys(connections, 0)  # bytes to scan, ever
-        queued = dict.fromkeys(connections, 0)  # ranges
-
-        def send(range_: Range) -> Any:
-            """Send a range to the worker with the least work; return its connection.
-
-            Fewer than QUEUE_PER_WORKER * workers ranges are queued now, so at least
-            one worker is free. "<=" and not "<", to have a choice among several.
-            """
-            free = [one for one in connections if queued[one] <= QUEUE_PER_WORKER]
-            connection = min(free, key=assigned.__getitem__)
-            assigned[connection] += range_.work
-            queued[connection] += 1
-            connection.send(range_)
-            return connection
-
-        # A worker that is killed ends its connection: only then does this block end
-        # without return. (Inside it, the exception would be the context of ours, and
-        # hold a buffer that Python 3.12 and 3.13 can't release.)
+        workers = start_workers(number, scanner, stack)
+        ahead = QUEUE_PER_WORKER * number
+        # This block ends without return only if a worker was killed, which ends its
+        # connection. The error is raised after it: within it, the first exception
+        # would be kept, and hold a buffer that Python 3.12 and 3.13 can't release.
         with contextlib.suppress(EOFError, OSError):
-            ahead = QUEUE_PER_WORKER * workers
-            for range_, connection in submit_ahead(ranges, send, ahead):
-                for batch in receive_batches(connection):
+            for range_, worker in submit_ahead(ranges, partial(send, workers), ahead):
+                for batch in receive_batches(worker.connection):
                     yield range_, batch
-                queued[connection] -= 1
+                worker.queued -= 1
             return
         raise LoadError(
             "a scanning process was killed (out of memory?); try fewer --workers"
         )
+
+
+def send(workers: list[Worker], range_: Range) -> Worker:
+    """Send a range to the worker that was given the least work; return that worker.
+
+    A worker's queue may exceed QUEUE_PER_WORKER by one. All workers together have
+    fewer ranges than QUEUE_PER_WORKER for each, so there is always one with room, and
+    often a choice.
+    """
+    free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
+    chosen = min(free, key=lambda worker: worker.assigned)
+    chosen.assigned += range_.work
+    chosen.queued += 1
+    chosen.connection.send(range_)
+    return chosen
 
 
 class Answer(NamedTuple):
@@ -1349,15 +1370,15 @@ def receive_batches(connection: Any) -> Iterator[Batch]:
 
 def start_workers(
     number: int, scanner: Scanner, stack: contextlib.ExitStack
-) -> list[Any]:
-    """Start processes that scan until a stack is closed; return connections to them."""
+) -> list[Worker]:
+    """Start processes that scan until a stack is closed."""
     import multiprocessing
 
     # A fork starts at once and shares what is imported; on other systems it is
     # unsafe. Signals wait until the worker has handlers of its own.
     method = "fork" if sys.platform == "linux" else None
     context: Any = multiprocessing.get_context(method)
-    connections = []
+    workers = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         for _ in range(number):
@@ -1367,10 +1388,10 @@ def start_workers(
             process.start()
             stack.callback(process.kill)
             theirs.close()
-            connections.append(ours)
+            workers.append(Worker(ours))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return connections
+    return workers
 
 
 def run_worker(connection: Any, parents_end: Any, scanner: Scanner) -> None:
@@ -1684,10 +1705,10 @@ class Database:
         A column that is missing is added if it has a default. Other tables are
         ignored. Raises Unusable if our tables have other columns.
         """
-        present = {
+        columns = {
             (column.table, column.name): column for column in self.find_columns()
         }
-        self.tables = frozenset(table for table, _ in present)
+        self.tables = frozenset(table for table, _ in columns)
         missing = set(TABLES) - self.tables
         if self.tables and missing - ADDED_TABLES:
             raise Unusable(
@@ -1697,18 +1718,17 @@ class Database:
         statements = []
         for table, name, type_, default in find_schema_columns():
             type_ = self.translate_schema(type_)
-            column = present.get((table, name))
-            is_right = column is not None and column.type.upper() == type_
-            if table in missing or is_right:
-                continue
-            can_be_added = column is None and default is not None
-            if not can_be_added:
+            found = columns.get((table, name))
+            if table in missing:
+                continue  # schema.sql makes the whole table
+            if found is None and default is not None:
+                added = f"{name} {type_} NOT NULL DEFAULT {default}"
+                statements.append(f"ALTER TABLE {table} ADD COLUMN {added}")
+            elif found is None or found.type.upper() != type_:
                 raise Unusable(
                     f"its table {table} has no column {name} of type {type_}, as in "
                     "schema.sql; choose another --db"
                 )
-            added = f"{name} {type_} NOT NULL DEFAULT {default}"
-            statements.append(f"ALTER TABLE {table} ADD COLUMN {added}")
         if self.can_write and (statements or missing):
             statements += self.translate_schema(read_schema()).split(";\n")
             for statement in statements:  # SQLite's executescript() would commit first
