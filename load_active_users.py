@@ -106,8 +106,9 @@ class Unusable(Exception):
 
 ENGAGEMENT_TIME = "engagement_time_msec"
 MAX_USER_BYTES = 512
-# Limits of the decoder. Longer texts do not fit into an Event, and evaluate() decides.
-# A character has at most 4 bytes in UTF-8. Google's keys have up to 40 characters.
+# Limits of the decoder. Longer texts do not fit into an Event, and evaluate()
+# decides. A character has at most 4 bytes in UTF-8. Google's keys have up to 40
+# characters.
 MAX_USER_CHARACTERS = MAX_USER_BYTES // 4
 MAX_KEY_CHARACTERS = 128
 JSON_TYPES: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
@@ -277,16 +278,17 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored: the wanted ones. With --replace, the usual ones
-    # as well: the files that replace a date also hold late events of other dates,
-    # whose users are added to those dates.
+    # Dates whose users are stored: the wanted ones. With --replace, the usual
+    # ones as well: the files that replace a date also hold late events of other
+    # dates, whose users are added to those dates.
     counted: DateRange
 
     @classmethod
     def choose(cls, timezone: str, option: DateRange, replace: bool) -> LoadDates:
         """Return the dates of a load that begins now.
 
-        Raises ValueError for a range that is empty, LoadError for an impossible clock.
+        Raises ValueError for a range that is empty, LoadError for an impossible
+        clock.
         """
         today = datetime.now(find_time_zone(timezone)).date()
         usual = DateRange(FIRST_DATE, (today + timedelta(days=1)).isoformat())
@@ -307,10 +309,10 @@ class LoadDates(Struct, frozen=True):
 # of any form; find_active() is the fast path, for many events of the usual
 # form.
 
-# The dates of slots of five minutes are memoized. If a slot begins and ends on one
-# date, all of its instants are on it; otherwise each instant is looked up. 23:57 on
-# 2019-12-31 in US/Central is in the slot from 23:55 to 23:59:59.999999, number
-# 5259527 since 1970.
+# The dates of slots of five minutes are memoized. If a slot begins and ends on
+# one date, all of its instants are on it; otherwise each instant is looked up.
+# 23:57 on 2019-12-31 in US/Central is in the slot from 23:55 to
+# 23:59:59.999999, number 5259527 since 1970.
 SLOT = 300_000_000  # microseconds
 MEMO_SIZE = 65_536  # slots are 228 days of events
 Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
@@ -497,9 +499,9 @@ class Matcher:
 def choose_needle(text: str) -> bytes:
     """Return the longest word of ASCII in a text, by which to search for the text.
 
-    JSON can spell other characters in several ways, such as "/" and "\\/". So the
-    needle of "level/completed" is "completed". A text without such a word is searched
-    for by "event_name", the key that each event has.
+    JSON can spell other characters in several ways, such as "/" and "\\/". So
+    the needle of "level/completed" is "completed". A text without such a word
+    is searched for by "event_name", the key that each event has.
     """
     words: list[str] = re.findall(r"\w+", text, re.ASCII) or ["event_name"]
     return max(words, key=len).encode()
@@ -508,9 +510,9 @@ def choose_needle(text: str) -> bytes:
 def list_escapes(needle: bytes) -> tuple[bytes, ...]:
     """Return the beginnings of the escapes by which JSON can spell a needle.
 
-    A "u" can be spelt \\u0075, and "_" \\u005f; so user_engagement gives \\u007,
-    \\u006 and \\u005. BigQuery writes "<" as \\u003c: that is no reason to decode a
-    line unless the needle has a digit.
+    A "u" can be spelt \\u0075, and "_" \\u005f; so user_engagement gives
+    \\u007, \\u006 and \\u005. BigQuery writes "<" as \\u003c: that is no reason
+    to decode a line unless the needle has a digit.
     """
     return tuple({b"\\u00%x" % (byte >> 4) for byte in needle})
 
@@ -706,9 +708,10 @@ class Scanner(Struct):
     def scan_fast(self, text: Buffer, end: int, batch: Batch) -> bool:
         """Scan all lines in the first bytes of a text, or do nothing and return False.
 
-        The lines must look like objects: the text begins with "{", ends with "}",
-        and has "}\\n{" (or "}\\r\\n{") at each line end. A line without the needle is
-        not decoded, so nothing else would notice that it is no object.
+        The lines must look like objects: the text begins with "{", ends with
+        "}", and has "}\\n{" (or "}\\r\\n{") at each line end. A line without
+        the needle is not decoded, so nothing else would notice that it is no
+        object.
         """
         close = b"}\r" if text.endswith(b"\r", 0, end) else b"}"
         if not (text.startswith(b"{", 0, end) and text.endswith(close, 0, end)):
@@ -894,9 +897,9 @@ def configure_sessions(settings: dict[str, Any]) -> None:
 async def accept_stored_object(_session: Any, _context: Any, request: Any) -> None:
     """Accept gzip for the content of an object in Google Cloud Storage.
 
-    For a client that does not accept gzip, Google decompresses an object of that
-    content encoding, and sends the whole object, whatever range was asked for.
-    Metadata must not come compressed.
+    For a client that does not accept gzip, Google decompresses an object of
+    that content encoding, and sends the whole object, whatever range was asked
+    for. Metadata must not come compressed.
     https://cloud.google.com/storage/docs/transcoding
     """
     if request.url.query.get("alt") == "media":
@@ -1247,8 +1250,9 @@ RANGE_BYTES = BATCH_BYTES
 URL_RANGE_BYTES = 128 << 20  # each range opens its URL anew
 CLUSTER_RANGE_BYTES = 256 << 20
 POOL_MIN_BYTES = 64 << 20  # for less, starting processes takes longer than scanning
-# Unless --workers says otherwise. A parent process can keep about 24 workers busy with
-# full exports, 35 with gzip, 3 with short events (CPU of the workers / of the parent).
+# Unless --workers says otherwise. A parent process can keep about 24 workers
+# busy with full exports, 35 with gzip, 3 with short events (CPU of the workers
+# / of the parent).
 MAX_WORKERS = 16
 QUEUE_PER_WORKER = 3  # ranges that a worker has been sent and has not finished
 SEND_BYTES = 8 << 20  # of batches that a worker collects before it sends them
@@ -1315,15 +1319,17 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
     """Scan ranges in a number of worker processes. Raises LoadError.
 
     Each worker has a pipe of its own. concurrent.futures has one pipe for the
-    results of all workers: if a worker is killed while it writes, the parent waits
-    for ever. Here the parent reads the end of that worker's pipe, and says so.
+    results of all workers: if a worker is killed while it writes, the parent
+    waits for ever. Here the parent reads the end of that worker's pipe, and
+    says so.
     """
     with about("scanning processes"), contextlib.ExitStack() as stack:
         workers = start_workers(number, scanner, stack)
         ahead = QUEUE_PER_WORKER * number
-        # This block ends without return only if a worker was killed, which ends its
-        # connection. The error is raised after it: within it, the first exception
-        # would be kept, and hold a buffer that Python 3.12 and 3.13 can't release.
+        # This block ends without return only if a worker was killed, which ends
+        # its connection. The error is raised after it: within it, the first
+        # exception would be kept, and hold a buffer that Python 3.12 and 3.13
+        # can't release.
         with contextlib.suppress(EOFError, OSError):
             for range_, worker in submit_ahead(ranges, partial(send, workers), ahead):
                 for batch in receive_batches(worker.connection):
@@ -1338,9 +1344,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
 def send(workers: list[Worker], range_: Range) -> Worker:
     """Send a range to the worker that was given the least work; return that worker.
 
-    A worker's queue may exceed QUEUE_PER_WORKER by one. All workers together have
-    fewer ranges than QUEUE_PER_WORKER for each, so there is always one with room, and
-    often a choice.
+    A worker's queue may exceed QUEUE_PER_WORKER by one. All workers together
+    have fewer ranges than QUEUE_PER_WORKER for each, so there is always one
+    with room, and often a choice.
     """
     free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
     chosen = min(free, key=lambda worker: worker.assigned)
@@ -1589,9 +1595,9 @@ class Staging:
 def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     """Merge runs, which come in the order of their first users.
 
-    Yields the users, sorted and distinct, never none. When a run comes, the users
-    below its first one are complete: no later run holds any of them. They are sorted
-    and yielded when at least CHUNK_USERS have been added.
+    Yields the users, sorted and distinct, never none. When a run comes, the
+    users below its first one are complete: no later run holds any of them. They
+    are sorted and yielded when at least CHUNK_USERS have been added.
     """
     pending: list[str] = []
     left_over = 0
@@ -1611,9 +1617,9 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
 # -- Databases -------------------------------------------------------------------------
 #
 # Database is what SQLite and PostgreSQL have in common. SQL is written in
-# SQLite's dialect, with ? as the placeholder; Postgres translates it. is_postgres()
-# tells which of the two --db names; TRANSIENT_CODES and REMEDIES hold the errors of
-# both.
+# SQLite's dialect, with ? as the placeholder; Postgres translates it.
+# is_postgres() tells which of the two --db names; TRANSIENT_CODES and REMEDIES
+# hold the errors of both.
 #
 # active_user holds who was active on which date. It makes loads idempotent: the
 # database tells how many users are new while it inserts them, and a dry run
@@ -1625,8 +1631,8 @@ LOCK_SECONDS = 60.0  # to wait for other writers
 ANSWER_SECONDS = 60.0  # to wait for a PostgreSQL server
 TABLES = ("active_user_table", "active_user", "load_log", "loaded_file")
 ADDED_TABLES = {"loaded_file"}  # since version 1.0.0
-# "AS value" suits both databases, as translate_query() says. Without "WHERE true",
-# SQLite would take ON CONFLICT for the ON of a join.
+# "AS value" suits both databases, as translate_query() says. Without "WHERE
+# true", SQLite would take ON CONFLICT for the ON of a join.
 INSERT_USERS = """INSERT INTO active_user (date, user_pseudo_id)
     SELECT ?, value FROM json_each(?) AS value WHERE true
     ON CONFLICT (date, user_pseudo_id) DO NOTHING"""
@@ -1863,8 +1869,8 @@ class SQLite(Database):
     def begin(self, can_write: bool) -> None:
         """Open the file and begin a transaction. A writer waits for its turn.
 
-        A file that a failed first load has created stays, since another process may
-        have opened it.
+        A file that a failed first load has created stays, since another process
+        may have opened it.
         """
         self.can_write = can_write
         try:
@@ -1874,12 +1880,12 @@ class SQLite(Database):
         if exists and not os.path.isfile(self.path):
             raise Unusable("is not a regular file; choose another --db")
         if exists or can_write:
-            # A reader may have to roll back the journal of a killed writer. SQLite
-            # falls back to reading if the file is read-only.
+            # A reader may have to roll back the journal of a killed writer.
+            # SQLite falls back to reading if the file is read-only.
             mode = "rwc" if can_write else "rw"
             self.connect(f"file:{quote_path(self.path)}?mode={mode}")
-            # Large pages need fewer page splits when users are inserted; the cache
-            # holds the pages that a load touches when it is repeated.
+            # Large pages need fewer page splits when users are inserted; the
+            # cache holds the pages that a load touches when it is repeated.
             self.execute("PRAGMA page_size = 16384")  # bytes
             self.execute("PRAGMA cache_size = -16384")  # KiB, if it is negative
         else:
@@ -2025,8 +2031,8 @@ def is_postgres(target: str) -> bool:
 def parse_postgres_url(url: str) -> dict[str, Any]:
     """Return the connection parameters in a PostgreSQL URL. Raises ValueError.
 
-    libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host "loader", the
-    port "S3CRT" and a database "x@db". Such a URL is refused.
+    libpq accepts almost any URL: in loader:S3CRT/x@db it sees the host
+    "loader", the port "S3CRT" and a database "x@db". Such a URL is refused.
     """
     with silence_libraries():
         from psycopg import ProgrammingError
@@ -2173,8 +2179,8 @@ def open_rejects(path: str) -> Iterator[Any]:
 def skip_unchanged(job: Job, dates: LoadDates, sources: list[str]) -> list[str]:
     """Return the sources without those that --incremental need not read.
 
-    A file is skipped if an earlier load has read the same version of it, and counted
-    all dates that this load counts. Raises LoadError.
+    A file is skipped if an earlier load has read the same version of it, and
+    counted all dates that this load counts. Raises LoadError.
     """
     counted = dates.counted
     if counted.last > dates.usual.last:
@@ -2299,8 +2305,9 @@ def log_load(
     """Store the rows of a load in load_log and loaded_file."""
     loaded_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     db.upsert("load_log", make_log_row(job, dates, report, loaded_at))
-    # NULL if the load reached tomorrow, the usual last date. Stored as a date, it
-    # would make the next night's load, which wants one date more, read every file.
+    # NULL if the load reached tomorrow, the usual last date. Stored as a date,
+    # it would make the next night's load, which wants one date more, read every
+    # file.
     is_open = dates.counted.last >= dates.usual.last
     shared = {
         "loaded_at": loaded_at,
@@ -2371,8 +2378,8 @@ def warn(job: Job, report: Report) -> None:
 
 # While a writer waits to commit to SQLite, no new reader is let in.
 LIVE_LOCK_SECONDS = 0.5
-# Bytes of users in memory. If there are more, they are committed before the interval is
-# over, so that a commit locks readers out for a moment only.
+# Bytes of users in memory. If there are more, they are committed before the
+# interval is over, so that a commit locks readers out for a moment only.
 LIVE_BYTES = 256 << 10
 POLL_SECONDS = 0.2  # to wait for input before looking whether a commit is due
 READ_BYTES = 1 << 20
@@ -2469,7 +2476,8 @@ class LiveLoad:
     def commit_at_end(self) -> Iterator[None]:
         """Commit what has been read when the load ends, also if it fails.
 
-        The database has as much time as in any load, unless another signal comes.
+        The database has as much time as in any load, unless another signal
+        comes.
         """
         try:
             yield
@@ -2515,8 +2523,9 @@ class LiveLoad:
     def commit_when_due(self) -> None:
         """Commit if the interval is over, or at once if no more users may wait.
 
-        If the database is unavailable then, try again whenever an interval is over,
-        and do not return (so that no more is read) until there is room again.
+        If the database is unavailable then, try again whenever an interval is
+        over, and do not return (so that no more is read) until there is room
+        again.
         """
         while not self.job.stopper.signals and (self.is_due() or self.is_full()):
             if self.waiting and not self.is_due():  # the database was unavailable
@@ -2560,9 +2569,9 @@ class LiveLoad:
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
 
-        Retries until some seconds have passed. The first signal of a run does not end
-        the wait, since it asks for this commit; one that comes after it raises Stopped.
-        Raises LoadError, Unavailable.
+        Retries until some seconds have passed. The first signal of a run does
+        not end the wait, since it asks for this commit; one that comes after it
+        raises Stopped. Raises LoadError, Unavailable.
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
@@ -2792,8 +2801,8 @@ def draw_counts(axes: Any, counts: dict[int, int]) -> None:
     span = last - first + 1
     is_short = span <= MAX_NUMBERED_DAYS
     half = 0.4 if span <= 100 else 0.5  # many bars touch each other
-    # One outline of all bars, with NaN between them: axes.bar() would draw each bar on
-    # its own, which takes seconds for many years.
+    # One outline of all bars, with NaN between them: axes.bar() would draw each
+    # bar on its own, which takes seconds for many years.
     edges = [edge for day in counts for edge in (day - half, day + half)]
     heights = [height for count in counts.values() for height in (count, NAN)]
     color = "#7fa8d1" if is_short else "#b3cce6"
@@ -2872,8 +2881,9 @@ def label_axes(axes: Any, first: int, last: int) -> None:
 def week_averages(counts: dict[int, int]) -> dict[int, float]:
     """Return the average of each day and the six before it, over those with a count.
 
-    It is NaN (no line) in three cases: on the first six days, if fewer than four of
-    the seven days have a count, and on the day after the last one before a gap.
+    It is NaN (no line) in three cases: on the first six days, if fewer than
+    four of the seven days have a count, and on the day after the last one
+    before a gap.
     """
     averages = {}
     first = min(counts)
@@ -2906,10 +2916,11 @@ REMEDIES = {  # by the code of an error
     "ENOSPC": "free some disk space and load again",
     "EISDIR": "name the files in it",
 }
-# How codes begin after which the same load may succeed. PostgreSQL's classes of two
-# digits are: connection exception, invalid transaction state (ended by a timeout, or
-# read-only), transaction rollback, insufficient resources, object not in prerequisite
-# state (locked), operator intervention (shutdown, cancelled), system error.
+# How codes begin after which the same load may succeed. PostgreSQL's classes of
+# two digits are: connection exception, invalid transaction state (ended by a
+# timeout, or read-only), transaction rollback, insufficient resources, object
+# not in prerequisite state (locked), operator intervention (shutdown,
+# cancelled), system error.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_CODES = (
     "SQLITE_BUSY",
@@ -2923,8 +2934,8 @@ TRANSIENT_CODES = (
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
 GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # a variable; see silence_libraries()
-# The start of a URL, also if a slash is missing. Because of the lookbehind, a long word
-# is tried once, and not from each of its letters.
+# The start of a URL, also if a slash is missing. Because of the lookbehind, a
+# long word is tried once, and not from each of its letters.
 URL_START = r"(?<![\w+.-])[A-Za-z][\w+.-]*:/+"
 PLAIN_MODULES = ("sqlite3", "psycopg", __name__)  # whose messages need no class name
 
@@ -3020,8 +3031,8 @@ def redact(name: str) -> str:
         simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
         https://me:S3?CRT@store/a.json          https://...
 
-    If an "@" follows a "?" or "#", these may belong to a password, as in the last
-    example, and everything is hidden.
+    If an "@" follows a "?" or "#", these may belong to a password, as in the
+    last example, and everything is hidden.
     """
     start = re.search(URL_START, name)
     if start is None:
@@ -3029,8 +3040,9 @@ def redact(name: str) -> str:
     shown = re.split("[?#]", name, maxsplit=1)[0]
     if "@" in name[len(shown) :]:
         return f"{name[: start.end()]}..."
-    # Up to the last "@", since a password may contain "/" and "@" as well. fsspec
-    # chains URLs by "::"; in zip://x.json::https://host/x.zip, "x.json:" is no user.
+    # Up to the last "@", since a password may contain "/" and "@" as well.
+    # fsspec chains URLs by "::"; in zip://x.json::https://host/x.zip, "x.json:"
+    # is no user.
     user = rf"(?![^/:@]*::{URL_START})(?=[^/]*[:@])[\s\S]*@"
     return re.sub(f"({URL_START}){user}", r"\1", shown)
 
@@ -3049,9 +3061,9 @@ def redact_urls(text: str) -> str:
 def find_secrets(name: str) -> set[str]:
     """Return the texts in a URL that no message may show.
 
-    They are the password and its words (libpq may quote one of them). Of a PostgreSQL
-    URL also the passwords in the query; of any other URL a token in place of the user,
-    and all values of the query.
+    They are the password and its words (libpq may quote one of them). Of a
+    PostgreSQL URL also the passwords in the query; of any other URL a token in
+    place of the user, and all values of the query.
     """
     from urllib.parse import unquote
 
@@ -3084,9 +3096,10 @@ def hide_secrets(text: str, name: str) -> str:
 def silence_libraries() -> Iterator[None]:
     """Keep the logs and warnings of libraries off standard error, which cron mails.
 
-    What matters in them comes as an exception too. gcsfs asks by gRPC for the type of
-    a bucket, and processes that are forked after that hang; so it is told not to,
-    unless the user has set the variable (for zonal buckets, to "true").
+    What matters in them comes as an exception too. gcsfs asks by gRPC for the
+    type of a bucket, and processes that are forked after that hang; so it is
+    told not to, unless the user has set the variable (for zonal buckets, to
+    "true").
     """
     import logging
 
