@@ -1,5 +1,6 @@
 """The command line and the environment: usage errors, outputs that clash with files."""
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -151,84 +152,101 @@ def test_version_and_help_do_not_come_from_the_environment(
 # -- Usage errors
 
 
-def no_zone(name: str) -> tuple[list[str], str]:
-    names = "names are like US/Central, Europe/Berlin, UTC"
-    what = f"Invalid value for '--timezone': {name!r} is not an IANA time zone; {names}"
-    return ["--timezone", name, "x"], what
+NO_ZONES = [
+    *["Mars/Base", "/etc/localtime", "../zoneinfo/UTC", "Europe/../UTC", "./UTC"],
+    *["Europe", "UTC+3", "localtime", "posixrules", "us/central"],
+    *["US//Central", "US/Central/", "Europe/"],
+]
 
 
-def no_dates(text: str, why: str) -> tuple[list[str], str]:
-    return ["--dates", text, "x"], f"Invalid value for '--dates': {text!r}{why}"
+@pytest.mark.parametrize("name", NO_ZONES)
+def test_a_time_zone_that_is_not_known(loader: Loader, name: str) -> None:
+    examples = "names are like US/Central, Europe/Berlin, UTC"
+    what = f"{name!r} is not an IANA time zone; {examples}"
+    said = loader.refuse("--timezone", name, "x", status=2)
+    assert said == usage(f"Invalid value for '--timezone': {what}")
 
 
-def ends_early(text: str, dates: str) -> tuple[list[str], str]:
-    what = f"Invalid value for '--dates': {dates} ends before it begins"
-    return ["--dates", text, "x"], what
-
-
-def not_in_range(option: str, value: str, bounds: str) -> tuple[list[str], str]:
-    what = f"Invalid value for '{option}': {value} is not in the range {bounds}."
-    return [option, value, "x"], what
-
-
-def no_seconds(text: str) -> tuple[list[str], str]:
+@pytest.mark.parametrize("text", ["0.0", "0.9", "1000001", "5s", "nan", "inf"])
+def test_an_interval_that_is_no_number_of_seconds(loader: Loader, text: str) -> None:
     what = f"{text!r} is not a number of seconds from 1 to 1000000"
-    return ["--commit-every", text, "x"], f"Invalid value for '--commit-every': {what}"
+    said = loader.refuse("--commit-every", text, "x", status=2)
+    assert said == usage(f"Invalid value for '--commit-every': {what}")
 
 
-NOT_FROM_TO = " is not FROM..TO with dates like 2020-01-31"
-NEEDS_DATES = "--replace needs --dates FROM..TO, the dates that it replaces"
-NOT_EMPTY = ["--db", "--timezone", "--event-name", "--valuable-event", "--dates"]
+NO_DATES = [
+    *["x", "yesterday", "20200101", "2020-1-1", "2020-01", "2020-01-01..x"],
+    *["2020-01-01...2020-01-02", "2020-01-01..2020-01-02..2020-01-03"],
+    *["2020-01-01T00:00..2020-01-02", "٢020-01-01", "2020-02-30", "..2020-13-01"],
+]
+
+
+@pytest.mark.parametrize("text", NO_DATES)
+def test_dates_that_are_none(loader: Loader, text: str) -> None:
+    what = f"{text!r} is not FROM..TO with dates like 2020-01-31"
+    for args in (["x"], ["--plot", "x.png"]):
+        said = loader.refuse("--dates", text, *args, status=2)
+        assert said == usage(f"Invalid value for '--dates': {what}")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2020-01-02..2020-01-01", "2020-01-02..2020-01-01"),
+        ("..1999-12-31", "2000-01-01..1999-12-31"),
+    ],
+)
+def test_dates_that_end_before_they_begin(
+    loader: Loader, text: str, shown: str
+) -> None:
+    said = loader.refuse("--dates", text, "x", status=2)
+    assert said == usage(f"Invalid value for '--dates': {shown} ends before it begins")
+
+
+@pytest.mark.parametrize(
+    "dates", [[], ["--dates", "2020-01-01.."], ["--dates", "..2020-01-01"]]
+)
+def test_replace_needs_both_ends_of_the_dates(loader: Loader, dates: list[str]) -> None:
+    said = loader.refuse("--replace", *dates, "x", status=2)
+    assert said == usage("--replace needs --dates FROM..TO, the dates that it replaces")
+
+
+@pytest.mark.parametrize(
+    ("option", "empty"),
+    [
+        *itertools.product(
+            ["--db", "--timezone", "--event-name", "--valuable-event", "--dates"],
+            ["", " "],
+        ),
+        *itertools.product(["--rejects", "--plot", "--cluster"], [""]),
+    ],
+)
+def test_an_empty_value_is_refused(loader: Loader, option: str, empty: str) -> None:
+    said = loader.refuse(option, empty, "x", status=2)
+    assert said == usage(f"Invalid value for '{option}': must not be empty")
+
+
+MISSPELT = "No such option '--timezon'. Did you mean '--timezone'?"
+NO_INTEGER = "'3s' is not a valid integer range."
+NO_FORMAT = "'xml' is not one of 'table', 'json', 'csv'."
 USAGE_ERRORS = [
     ([], "Missing argument 'EVENTS...'."),
+    (["--timezon", "UTC"], MISSPELT),
     (
-        ["--timezon", "UTC", "x"],
-        "No such option '--timezon'. Did you mean '--timezone'?",
+        ["--min-engagement-msec", "3s"],
+        f"Invalid value for '--min-engagement-msec': {NO_INTEGER}",
     ),
-    *map(no_zone, ["Mars/Base", "/etc/localtime", "../zoneinfo/UTC"]),
-    *map(no_zone, ["Europe/../UTC", "./UTC"]),
-    *map(no_zone, ["Europe", "UTC+3", "localtime", "posixrules", "us/central"]),
-    *map(no_zone, ["US//Central", "US/Central/", "Europe/"]),
-    (
-        ["--min-engagement-msec", "3s", "x"],
-        "Invalid value for '--min-engagement-msec': '3s' is not a valid integer range.",
-    ),
-    not_in_range("--min-engagement-msec", "-1", "x>=0"),
-    not_in_range("--max-bad-records", "-1", "x>=0"),
-    not_in_range("--workers", "0", "x>=1"),
-    *map(no_seconds, ["0.0", "1000001", "5s", "nan"]),
-    (
-        ["--format", "xml", "x"],
-        "Invalid value for '--format': 'xml' is not one of 'table', 'json', 'csv'.",
-    ),
-    no_dates("yesterday", NOT_FROM_TO),
-    no_dates("20200101", NOT_FROM_TO),
-    no_dates("2020-1-1", NOT_FROM_TO),
-    no_dates("2020-01", NOT_FROM_TO),
-    no_dates("2020-01-01..x", NOT_FROM_TO),
-    no_dates("2020-01-01...2020-01-02", NOT_FROM_TO),
-    no_dates("2020-01-01..2020-01-02..2020-01-03", NOT_FROM_TO),
-    no_dates("2020-01-01T00:00..2020-01-02", NOT_FROM_TO),
-    no_dates("٢020-01-01", NOT_FROM_TO),
-    no_dates("2020-02-30", NOT_FROM_TO),
-    no_dates("..2020-13-01", NOT_FROM_TO),
-    ends_early("2020-01-02..2020-01-01", "2020-01-02..2020-01-01"),
-    ends_early("..1999-12-31", "2000-01-01..1999-12-31"),
-    (
-        ["--plot", "x.png", "--dates", "x"],
-        f"Invalid value for '--dates': 'x'{NOT_FROM_TO}",
-    ),
-    (["--replace", "x"], NEEDS_DATES),
-    (["--replace", "--dates", "2020-01-01..", "x"], NEEDS_DATES),
-    (["--replace", "--dates", "..2020-01-01", "x"], NEEDS_DATES),
+    (["--format", "xml"], f"Invalid value for '--format': {NO_FORMAT}"),
     *[
-        ([option, empty, "x"], f"Invalid value for '{option}': must not be empty")
-        for option in NOT_EMPTY
-        for empty in ("", " ")
-    ],
-    *[
-        ([option, "", "x"], f"Invalid value for '{option}': must not be empty")
-        for option in ("--rejects", "--plot", "--cluster")
+        (
+            [option, value],
+            f"Invalid value for '{option}': {value} is not in the range {bounds}.",
+        )
+        for option, value, bounds in [
+            ("--min-engagement-msec", "-1", "x>=0"),
+            ("--max-bad-records", "-1", "x>=0"),
+            ("--workers", "0", "x>=1"),
+        ]
     ],
 ]
 
@@ -237,7 +255,8 @@ USAGE_ERRORS = [
     ("args", "message"), USAGE_ERRORS, ids=[" ".join(args) for args, _ in USAGE_ERRORS]
 )
 def test_a_wrong_command_line(loader: Loader, args: list[str], message: str) -> None:
-    assert loader.refuse(*args, status=2) == usage(message)
+    sources = ["x"] if args else []
+    assert loader.refuse(*args, *sources, status=2) == usage(message)
 
 
 LIVE_REFUSED = {
