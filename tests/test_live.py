@@ -987,7 +987,8 @@ def test_readers_never_fail_beside_a_busy_load(live: Start) -> None:
 
 
 def test_memory_and_descriptors_stay_flat(live: Start) -> None:
-    pipe = live("-q", "--max-bad-records", 10**9)
+    # It waits for readers, however slow the machine is.
+    pipe = live("-q", "--max-bad-records", 10**9, LIVE_LOCK_SECONDS=30)
     sizes, descriptors = [], []
     for number in range(8):
         some = [lines(event(f"{number}-{n}"), event(None), b"{}") for n in range(3000)]
