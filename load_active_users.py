@@ -36,7 +36,7 @@ import sys
 # A script is the module "__main__", which other processes can't import: what is
 # pickled for them needs the file's own name. Ctrl-C may end the program at once
 # while nothing has been read. Collecting garbage during the imports would only
-# cost time.
+# cost time; the last lines of this file enable it again.
 IS_SCRIPT = __name__ == "__main__"
 if IS_SCRIPT:
     __name__ = "load_active_users"
@@ -150,8 +150,9 @@ def get_field(record: Any, name: str, kind: type, path: str = "") -> Any:
     """Return a field of a JSON object, or None if it is null or absent.
 
     The path is the position of the object, such as "event_params[2].", for
-    messages. Raises ValueError if the record is not an object or the field has
-    another type.
+    messages; that of the event itself, which is always an object, is empty.
+    Raises ValueError if the record is not an object or the field has another
+    type.
     """
     if type(record) is not dict:
         raise ValueError(f"{path[:-1]} must be an object: {encode_json(record)[:60]}")
@@ -183,6 +184,8 @@ FIRST_DATE = "2000-01-01"  # earlier ones come from wrong clocks and wrong units
 
 def find_time_zone(name: str) -> Any:
     """Return the dateutil time zone of an IANA name, such as US/Central.
+
+    dateutil brings a copy of the time zones, for machines that have none.
 
     dateutil opens other names too: paths, "localtime",
     "EST5EDT,M3.2.0,M11.1.0". They mean something else on another machine, so
@@ -278,9 +281,9 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored: the wanted ones. With --replace, the usual
-    # ones as well: the files that replace a date also hold late events of other
-    # dates, whose users are added to those dates.
+    # Dates whose users are stored: the wanted ones. With --replace 2020-01-31,
+    # the files of that date also hold late events of the dates before it. Their
+    # users are added to those dates, so all usual dates count as well.
     counted: DateRange
 
     @classmethod
@@ -450,7 +453,8 @@ class Matcher:
             if msec is None:
                 if self.needs_time:
                     continue
-                msec = "0"  # an engagement event, which is not active
+                # It is an engagement event, but not active, even if the minimum is 0.
+                msec = "0"
                 is_valuable = False
             times.append(event.event_timestamp)
             msecs.append(msec)
@@ -511,8 +515,8 @@ def list_escapes(needle: bytes) -> tuple[bytes, ...]:
     """Return the beginnings of the escapes by which JSON can spell a needle.
 
     A "u" can be spelt \\u0075, and "_" \\u005f; so user_engagement gives
-    \\u007, \\u006 and \\u005. BigQuery writes "<" as \\u003c: that is no reason
-    to decode a line unless the needle has a digit.
+    \\u007, \\u006 and \\u005. A needle with a digit gives \\u003 as well, and
+    more lines have to be decoded: BigQuery writes "<" as \\u003c.
     """
     return tuple({b"\\u00%x" % (byte >> 4) for byte in needle})
 
@@ -526,7 +530,8 @@ def matcher_for(rule: Rule) -> Matcher:
 def check_digits(numbers: list[Any]) -> None:
     """Raise ValueError or TypeError unless all are strings of digits, or integers >= 0.
 
-    One isdigit() over all numbers is faster than one for each of them.
+    One isdigit() over all numbers is faster than one for each of them. An empty
+    string passes; int() refuses it afterwards.
     """
     try:
         digits = "".join(numbers)
@@ -663,7 +668,7 @@ class Scanner(Struct):
         lines = 0  # before this batch
 
         def find_line() -> str:
-            """Return the line as ":12", or "" if the source begins before the range."""
+            """Return the line as ":12", or "" if lines before the range are unknown."""
             if range_.start or range_.data is not None:
                 return ""
             return f":{lines + batch.tally.lines + 1}"
@@ -842,7 +847,7 @@ class FileVersion(NamedTuple):
     """What loaded_file remembers of a file or URL, to see whether it has changed."""
 
     path: str  # absolute and without symbolic links, or the URL without its query
-    version: str  # "SIZE MTIME_NS", or "SIZE ETAG"
+    version: str  # "SIZE MTIME_NS" of a file, "SIZE MARK" of a URL; see find_mark()
 
 
 def is_url(source: str) -> bool:
@@ -859,6 +864,7 @@ def find_file_system(url: str) -> Any:
     """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
+    # fsspec has one class and one setting for http and https, and for gs and gcs.
     if re.search("(https?|gc?s)://", url):
         with contextlib.suppress(ImportError):  # fsspec says what is missing
             configure_sessions(fsspec.config.conf)
@@ -888,7 +894,8 @@ def configure_sessions(settings: dict[str, Any]) -> None:
         "timeout": ClientTimeout(total=None, sock_connect=60, sock_read=300),
         "trust_env": True,  # the proxies of the environment, and ~/.netrc
     }
-    # aiohttp refuses to send Google's token if ~/.netrc has a default password.
+    # Only if there are proxies: trust_env also reads ~/.netrc, and if that has
+    # a default password, aiohttp refuses to send Google's token.
     google = {**session, "trust_env": bool(getproxies())}
     settings.setdefault("http", {}).setdefault("client_kwargs", web)
     settings.setdefault("gs", {}).setdefault("session_kwargs", google)
@@ -1023,7 +1030,7 @@ class Range(Struct, frozen=True):
     identity: str | None = None  # these two: of the file when it was split
     version: FileVersion | None = None
     data: bytes | None = None
-    size: int | None = None  # bytes of the source, if that is known
+    size: int | None = None  # bytes of the range in the source, if that is known
 
     @property
     def work(self) -> int:
@@ -1060,34 +1067,37 @@ class OpenRange:
         source may lack its newline. Raises Unusable for another format, a line
         that is too long, and a file that was cut short.
         """
-        left = self.length
+        unread = self.length
         if self.is_start:
-            left -= self.check_format()
+            unread -= self.check_format()
         buffer = bytearray(2 * size)
-        held = 0  # bytes of a line whose end has not been read
-        while left > 0:
-            if len(buffer) < held + size:
+        kept = 0  # bytes at the start of the buffer, of a line that has not ended
+        while unread > 0:
+            # Read behind them.
+            if len(buffer) < kept + size:
                 buffer.extend(bytes(size))
-            stop = held + int(min(size, left))
-            count = self.stream.readinto(memoryview(buffer)[held:stop])
+            stop = kept + int(min(size, unread))
+            count = self.stream.readinto(memoryview(buffer)[kept:stop])
             if not count:
                 break
-            left -= count
-            length = held + count
-            end = buffer.rfind(b"\n", held, length) + 1
+            unread -= count
+            # Yield whole lines, and keep the rest.
+            filled = kept + count
+            end = buffer.rfind(b"\n", kept, filled) + 1
             if end:
                 yield buffer, end
-                buffer[: length - end] = buffer[end:length]
-            held = length - end
-            if held > MAX_LINE:
+                buffer[: filled - end] = buffer[end:filled]
+            kept = filled - end
+            if kept > MAX_LINE:
                 raise Unusable(TOO_LONG)
-        if 0 < left < TO_THE_END:
+        if 0 < unread < TO_THE_END:
             raise Unusable(CUT_SHORT)
-        if held:
+        if kept:
+            # The last line of the range ends beyond it, or lacks its newline.
             for piece in read_rest_of_line(self.stream):
-                buffer[held : held + len(piece)] = piece
-                held += len(piece)
-            yield buffer, held
+                buffer[kept : kept + len(piece)] = piece
+                kept += len(piece)
+            yield buffer, kept
 
     def check_format(self) -> int:
         """Raise Unusable if the first bytes are those of another format.
@@ -1250,9 +1260,9 @@ RANGE_BYTES = BATCH_BYTES
 URL_RANGE_BYTES = 128 << 20  # each range opens its URL anew
 CLUSTER_RANGE_BYTES = 256 << 20
 POOL_MIN_BYTES = 64 << 20  # for less, starting processes takes longer than scanning
-# Unless --workers says otherwise. A parent process can keep about 24 workers
-# busy with full exports, 35 with gzip, 3 with short events (CPU of the workers
-# / of the parent).
+# Unless --workers says otherwise. The parent needs 1/24 of the CPU that its
+# workers need for full exports, 1/35 for gzip, 1/3 for short events. With more
+# workers, the parent or the disk is the limit.
 MAX_WORKERS = 16
 QUEUE_PER_WORKER = 3  # ranges that a worker has been sent and has not finished
 SEND_BYTES = 8 << 20  # of batches that a worker collects before it sends them
@@ -1326,10 +1336,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
     with about("scanning processes"), contextlib.ExitStack() as stack:
         workers = start_workers(number, scanner, stack)
         ahead = QUEUE_PER_WORKER * number
-        # This block ends without return only if a worker was killed, which ends
-        # its connection. The error is raised after it: within it, the first
-        # exception would be kept, and hold a buffer that Python 3.12 and 3.13
-        # can't release.
+        # A worker that is killed ends its connection, and so this block. Our
+        # error is raised when the EOFError is gone: with it, Python 3.12 and
+        # 3.13 keep a buffer of the connection, and crash when they release it.
         with contextlib.suppress(EOFError, OSError):
             for range_, worker in submit_ahead(ranges, partial(send, workers), ahead):
                 for batch in receive_batches(worker.connection):
@@ -1344,9 +1353,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
 def send(workers: list[Worker], range_: Range) -> Worker:
     """Send a range to the worker that was given the least work; return that worker.
 
-    A worker's queue may exceed QUEUE_PER_WORKER by one. All workers together
-    have fewer ranges than QUEUE_PER_WORKER for each, so there is always one
-    with room, and often a choice.
+    When this is called, fewer than QUEUE_PER_WORKER ranges per worker are
+    queued on average, so that at least one worker has fewer. Those that have
+    exactly as many are asked as well, so that there is a choice.
     """
     free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
     chosen = min(free, key=lambda worker: worker.assigned)
@@ -1402,7 +1411,9 @@ def start_workers(
 
 def run_worker(connection: Any, parents_end: Any, scanner: Scanner) -> None:
     """Scan the ranges that come over a connection, and send answers, until it ends."""
-    parents_end.close()  # inherited by the fork: only the parent is to hold it open
+    # Inherited by the fork. While it is open, recv() would wait for a parent
+    # that was killed. (Later workers inherit it too: they end first.)
+    parents_end.close()
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -1504,9 +1515,10 @@ def scan(
     if cluster and ranges:
         return scan_on_cluster(ranges, scanner, cluster)
     workers = min(workers or min(count_cpus(), MAX_WORKERS), len(ranges))
-    has_pipe = any(range_.size is None for range_ in ranges)  # can't be read elsewhere
+    # Such as a pipe, which no other process can open.
+    has_unknown_size = any(range_.size is None for range_ in ranges)
     is_large = sum(range_.work for range_ in ranges) > POOL_MIN_BYTES
-    if workers > 1 and is_large and not has_pipe:
+    if workers > 1 and is_large and not has_unknown_size:
         return scan_in_processes(ranges, scanner, workers)
     return scan_in_turn(ranges, scanner)
 
@@ -1529,7 +1541,7 @@ class Staging:
         self.runs: dict[str, list[Run]] = defaultdict(list)  # by date
         self.size = 0  # bytes that the runs take, roughly
         self.spilled: sqlite3.Connection | None = None
-        # The report with this load, if a COMMIT of it had no answer: it may be true.
+        # Set if a COMMIT had no answer: the report that holds if it has succeeded.
         self.unanswered: Report | None = None
 
     def add(self, batch: Batch) -> None:
@@ -1595,20 +1607,21 @@ class Staging:
 def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     """Merge runs, which come in the order of their first users.
 
-    Yields the users, sorted and distinct, never none. When a run comes, the
-    users below its first one are complete: no later run holds any of them. They
-    are sorted and yielded when at least CHUNK_USERS have been added.
+    Yields the users, sorted and distinct, in lists that are not empty. When a
+    run comes, the users below its first one are complete: no later run holds
+    any of them.
     """
     pending: list[str] = []
-    left_over = 0
+    incomplete = 0  # users that the last sort had to leave in pending
     for run in runs:
-        if len(pending) >= left_over + CHUNK_USERS:
+        # Sort only when many users have been added: those left over may be many, too.
+        if len(pending) >= incomplete + CHUNK_USERS:
             pending.sort()
             complete = bisect_left(pending, run.first_user)
             if complete:
                 yield list(dict.fromkeys(pending[:complete]))
                 del pending[:complete]
-            left_over = len(pending)
+            incomplete = len(pending)
         pending += STRINGS_DECODER.decode(run.users)
     if pending:
         yield list(dict.fromkeys(sorted(pending)))
@@ -1784,7 +1797,7 @@ class Database:
         return int(self.execute(query, day).fetchone()[0])
 
     def is_committed(self, report: Report) -> bool:
-        """Tell whether load_log has the row of a run with the lines of this report."""
+        """Tell whether load_log has the row of this report, with all of its lines."""
         query = "SELECT count(*) FROM load_log WHERE load_id = ? AND lines = ?"
         cursor = self.execute(query, report.load_id, report.tally.lines)
         return bool(cursor.fetchone()[0])
@@ -1832,17 +1845,12 @@ class Database:
         if counted is not None and held < counted and not replace:  # the date is final
             left_out = sum(map(len, staging.get_users(day)))
             return DateCount(day, counted, Changes(left_out=left_out))
-        must_delete = replace and held > 0
-        is_trial = must_delete or not self.can_write
-        changes = self.add_users(day, staging, is_trial)
-        if must_delete:
-            common = changes.loaded - changes.added  # users that are there, and stay
-            changes.removed = held - common
+        if replace and held:
+            changes = self.replace_users(day, staging, held)
+        else:
+            changes = self.add_users(day, staging, is_trial=not self.can_write)
         count = held + changes.added - changes.removed
         if self.can_write and (changes.added or changes.removed):
-            if must_delete:
-                self.execute("DELETE FROM active_user WHERE date = ?", day)
-                self.add_users(day, staging, is_trial=False)
             # Asked again, since a trigger may have rejected or deleted users.
             count = self.count_users(day)
             changes.added = count - held + changes.removed
@@ -1850,6 +1858,16 @@ class Database:
             row = {"date": day, "active_user_count": count}
             self.upsert("active_user_table", row)
         return DateCount(day, count, changes)
+
+    def replace_users(self, day: str, staging: Staging, held: int) -> Changes:
+        """Put the users of a load in the place of those on a date."""
+        changes = self.add_users(day, staging, is_trial=True)
+        common = changes.loaded - changes.added  # users that are there, and stay
+        changes.removed = held - common
+        if self.can_write and (changes.added or changes.removed):
+            self.execute("DELETE FROM active_user WHERE date = ?", day)
+            self.add_users(day, staging, is_trial=False)
+        return changes
 
 
 # -- SQLite and PostgreSQL -------------------------------------------------------------
@@ -1874,7 +1892,7 @@ class SQLite(Database):
         """
         self.can_write = can_write
         try:
-            exists = bool(os.stat(self.path))
+            exists = bool(os.stat(self.path))  # raises for a directory that is closed
         except FileNotFoundError:
             exists = False
         if exists and not os.path.isfile(self.path):
@@ -1942,7 +1960,7 @@ class Postgres(Database):
             r"date\(([\w.]+), '([+-]\d+) days'\)",
             r"CAST(\1 + INTERVAL '\2 days' AS DATE)",
         ),
-        (r"julianday", ""),
+        (r"julianday", ""),  # the difference of two dates is a number of days
     )
     COLUMNS_QUERY = """SELECT relname, attname, format_type(atttypid, atttypmod), NULL
         FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
@@ -2017,8 +2035,8 @@ class Postgres(Database):
 def translate_query(sql: str) -> bytes:
     """Translate a query from SQLite's dialect to PostgreSQL's.
 
-    "json_each(?) AS value" suits both: the column of SQLite's table is called
-    so, and PostgreSQL names the result of a function by it.
+    "json_each(?) AS value" suits both. In SQLite, json_each() has a column
+    named "value". In PostgreSQL, the alias of a function names its only column.
     """
     sql = sql.replace("json_each", "json_array_elements_text")
     return sql.replace("?", "%s").encode()
@@ -2139,10 +2157,10 @@ class Intake:
         if range_ is not self.range_ and range_.start == 0:
             self.lines = 0  # a source begins
         self.range_ = range_
-        for number, bad in enumerate(batch.bad, staging.tally.bad_records):
-            if number < MAX_REPORTED:
-                place = f"{redact(range_.source)}:{self.lines + bad.line}"
-                say(f"{place}: {bad.reason}")
+        may_report = max(MAX_REPORTED - staging.tally.bad_records, 0)
+        for bad in batch.bad[:may_report]:
+            place = f"{redact(range_.source)}:{self.lines + bad.line}"
+            say(f"{place}: {bad.reason}")
         self.lines += batch.tally.lines
         if self.rejects and batch.bad:
             with about(self.rejects.name):
