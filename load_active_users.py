@@ -2465,6 +2465,7 @@ class LiveLoad:
         """Load the sources, one after another. Raises LoadError, Stopped."""
         stopper = self.job.stopper
         stopper.ends_quietly = False
+        # While it reads, signals are only recorded: they end the reading.
         with stopper.tolerate(sys.maxsize), self.tell_loss(), self.commit_at_end():
             # Each step has taken a batch, or found no input for a moment.
             for _ in self.take_batches(sources):
@@ -2539,18 +2540,19 @@ class LiveLoad:
                     return
 
     def commit_when_due(self) -> None:
-        """Commit if the interval is over, or at once if no more users may wait.
+        """Commit if the interval is over, or if there is no room for more users.
 
-        If the database is unavailable then, try again whenever an interval is
-        over, and do not return (so that no more is read) until there is room
-        again.
+        If the database is unavailable and there is no room, wait here, so that
+        no more is read, and try again whenever an interval is over.
         """
-        while not self.job.stopper.signals and (self.is_due() or self.is_full()):
-            if self.waiting and not self.is_due():  # the database was unavailable
-                time.sleep(POLL_SECONDS)
-            else:
+        stopper = self.job.stopper
+        is_early = self.is_full() and not self.waiting
+        if (is_early or self.is_due()) and not stopper.signals:
+            self.commit_interval()
+        while self.is_full() and not stopper.signals:
+            time.sleep(POLL_SECONDS)
+            if self.is_due():
                 self.commit_interval()
-                self.due = time.monotonic() + self.every
 
     def is_due(self) -> bool:
         return time.monotonic() >= self.due
@@ -2583,6 +2585,7 @@ class LiveLoad:
                 say(
                     f"{error}; what was read waits, trying again every {self.every:g} s"
                 )
+        self.due = time.monotonic() + self.every
 
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
@@ -3058,11 +3061,13 @@ def redact(name: str) -> str:
     shown = re.split("[?#]", name, maxsplit=1)[0]
     if "@" in name[len(shown) :]:
         return f"{name[: start.end()]}..."
-    # Up to the last "@", since a password may contain "/" and "@" as well.
-    # fsspec chains URLs by "::"; in zip://x.json::https://host/x.zip, "x.json:"
-    # is no user.
-    user = rf"(?![^/:@]*::{URL_START})(?=[^/]*[:@])[\s\S]*@"
-    return re.sub(f"({URL_START}){user}", r"\1", shown)
+    pattern = rf"""(?x)
+        ({URL_START})
+        (?! [^/:@]* :: {URL_START} )  # a chain: zip://x.json::https://host/x.zip
+        (?= [^/]* [:@] )  # a user, and not an "@" in the path: s3://bucket/a@b
+        [\s\S]* @  # up to the last one: a password may contain "/" and "@"
+    """
+    return re.sub(pattern, r"\1", shown)
 
 
 def redact_urls(text: str) -> str:
@@ -3159,8 +3164,8 @@ class Stopper:
     Python clears an exception in a finalizer, and C libraries may clear one in
     a callback, so check() raises it again before something is committed.
 
-    The first signal tells a live load to read no further and to commit. It is
-    tolerated, which means that it is only recorded; a later one raises Stopped.
+    While a live load reads, signals are only recorded; the first one ends the
+    reading. Another one, while it commits, raises Stopped.
     """
 
     def __init__(self) -> None:
@@ -3413,20 +3418,26 @@ def check_files(sources: list[str], outputs: dict[str, str | None]) -> None:
             names[file] = name
 
 
-def check_writable(path: str, may_be_pipe: bool) -> None:
-    """Raise LoadError if a file can't be written, before a long load begins."""
+def check_writable(path: str, is_appended: bool) -> None:
+    """Raise LoadError if a file can't be written, before a long load begins.
+
+    A file that is appended to may be a pipe. Any other file needs a directory
+    that can be written: SQLite makes a journal there, and a picture replaces
+    the old one.
+    """
     directory = os.path.dirname(os.path.realpath(path))
     exists = os.path.exists(path)
-    is_file = os.path.isfile(path) or not exists
     with about(path):
         if not os.path.isdir(directory):
             raise Unusable(f"there is no directory {directory}; create it first")
-        if not (is_file or may_be_pipe) or os.path.isdir(path):
+        is_file = os.path.isfile(path) or not exists
+        if not (is_file or is_appended) or os.path.isdir(path):
             raise Unusable("is not a regular file; name another")
         advice = "can't be written; make it writable, or choose another"
         if exists and not os.access(path, os.W_OK):
             raise Unusable(advice)
-        if is_file and not os.access(directory, os.W_OK):
+        needs_directory = not (exists and is_appended)
+        if needs_directory and not os.access(directory, os.W_OK):
             raise Unusable(f"{directory} {advice}")
 
 
@@ -3731,7 +3742,7 @@ def main(
         if not dry_run:
             database = db if events and not is_postgres(db) else None
             for path in filter(None, (rejects, plot, database)):
-                check_writable(path, may_be_pipe=path == rejects)
+                check_writable(path, is_appended=path == rejects)
         if events:
             check_database(job, may_wait=is_live)
             file = None
