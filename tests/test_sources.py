@@ -73,7 +73,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("data", FILES.values(), ids=FILES)
-def test_files_of_every_kind(loader: Loader, data: bytes) -> None:
+def test_plain_gzip_and_zstd_files(loader: Loader, data: bytes) -> None:
     loader.load(loader.file(data, "any-name.json"))
     assert loader.users() == ["a", "b"]
     assert loader.load("-", input=data)["dates"] == [date_count("2019-12-30", 2, 0)]
