@@ -2533,7 +2533,8 @@ class LiveLoad:
         with contextlib.closing(scanner(range_)) as batches:
             for batch in batches:
                 self.lines_read += batch.tally.lines
-                self.intake.take(self.staging, range_, batch)
+                if batch.tally.bytes:
+                    self.intake.take(self.staging, range_, batch)
                 yield
                 # More of a file can be read another time, but not of a pipe.
                 if self.job.stopper.signals and range_.data is None:

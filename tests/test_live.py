@@ -945,6 +945,25 @@ def test_a_second_signal_ends_the_wait(locked: Locked) -> None:
     assert pipe.loader.content() == before
 
 
+def test_lost_lines_are_told_with_the_source_that_had_them(
+    live: Start, loader: Loader
+) -> None:
+    """The next source has been opened, and nothing has come from it."""
+    loader.load(SAMPLE)
+    name = loader.file(lines(event("a"), b"bad"))
+    bad = f"{name}:2: {NOT_AN_OBJECT}\n"
+    options = ["-q", "--max-bad-records", 1]
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        pipe = live(*options, name, every=1000, LOCK_SECONDS=0.5)
+        pipe.await_said(bad)
+        time.sleep(0.5)
+        pipe.process.terminate()
+        assert pipe.process.wait(30) == 1
+    lost = f"not stored: the last lines that were read (2), up to {name}:2"
+    assert pipe.said() == f"{bad}{lost}\nError: {LOCKED}\n"
+
+
 # -- For hours
 
 
