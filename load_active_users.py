@@ -2533,7 +2533,7 @@ class LiveLoad:
         with contextlib.closing(scanner(range_)) as batches:
             for batch in batches:
                 self.lines_read += batch.tally.lines
-                if batch.tally.bytes:
+                if batch.tally.lines or batch.tally.bytes:
                     self.intake.take(self.staging, range_, batch)
                 yield
                 # More of a file can be read another time, but not of a pipe.
