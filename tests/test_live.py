@@ -964,10 +964,12 @@ def test_lost_lines_are_told_with_the_source_that_had_them(
     assert pipe.said() == f"{bad}{lost}\nError: {LOCKED}\n"
 
 
-def test_a_last_line_without_its_newline_is_taken(live: Start) -> None:
+def test_the_last_line_of_a_file_without_its_newline_is_taken(
+    live: Start, loader: Loader
+) -> None:
     """It is a batch of its own, whose bytes have been read with the batch before."""
-    pipe = live("-q", every=1000, BATCH_BYTES=1)
-    pipe.write(lines(event("a"), event("b"))[:-1])
+    name = loader.file(lines(event("a"), event("b"))[:-1])
+    pipe = live("-q", name, every=1000, BATCH_BYTES=1)
     assert pipe.end() == (0, "", "")
     assert pipe.users() == ["a", "b"]
 
