@@ -969,7 +969,7 @@ def test_the_last_line_of_a_file_without_its_newline_is_taken(
 ) -> None:
     """It is a batch of its own, whose bytes have been read with the batch before."""
     name = loader.file(lines(event("a"), event("b"))[:-1])
-    pipe = live("-q", name, every=1000, BATCH_BYTES=1)
+    pipe = live("-q", name, every=1000, BATCH_BYTES=1, RANGE_BYTES=10**9)
     assert pipe.end() == (0, "", "")
     assert pipe.users() == ["a", "b"]
 
