@@ -33,16 +33,16 @@ import gc
 import signal
 import sys
 
-# A script is the module "__main__", which other processes can't import: what is
-# pickled for them needs the file's own name. Ctrl-C may end the program at once
-# while nothing has been read. Collecting garbage during the imports would only
-# cost time; the last lines of this file enable it again.
 IS_SCRIPT = __name__ == "__main__"
 if IS_SCRIPT:
+    # Workers import what is sent to them by the name of its module. "__main__"
+    # would be their own main module.
     __name__ = "load_active_users"
     sys.modules[__name__] = sys.modules["__main__"]
+    # Nothing has been read: Ctrl-C may end the program at once.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # During the imports, it would only cost time. The last lines enable it again.
     gc.disable()
 
 import contextlib
@@ -185,7 +185,8 @@ FIRST_DATE = "2000-01-01"  # earlier ones come from wrong clocks and wrong units
 def find_time_zone(name: str) -> Any:
     """Return the dateutil time zone of an IANA name, such as US/Central.
 
-    dateutil brings a copy of the time zones, for machines that have none.
+    dateutil brings a copy of the time zones, for machines that have none. The
+    standard library's zones are used where it has no rules; see find_date().
 
     dateutil opens other names too: paths, "localtime",
     "EST5EDT,M3.2.0,M11.1.0". They mean something else on another machine, so
@@ -281,9 +282,9 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored: the wanted ones. With --replace 2020-01-31,
-    # the files of that date also hold late events of the dates before it. Their
-    # users are added to those dates, so all usual dates count as well.
+    # Dates whose users are stored: the wanted ones. With --replace, all usual
+    # dates as well: the files of a replaced date also hold late events of the
+    # dates before it, whose users are added there.
     counted: DateRange
 
     @classmethod
@@ -320,7 +321,8 @@ SLOT = 300_000_000  # microseconds
 MEMO_SIZE = 65_536  # slots are 228 days of events
 Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
 
-NOT_VALUABLE = "(not valuable)"  # a sentinel in place of the user
+# A sentinel in place of the user, compared by identity: a user may have this name.
+NOT_ACTIVE = "(not active)"
 
 
 def sort_unique(values: Iterable[str]) -> tuple[str, ...]:
@@ -429,8 +431,8 @@ class Matcher:
     def find_active(self, events: Iterable[Event]) -> Findings:
         """Return what the rule says about many events: the fast path.
 
-        Raises ValueError, TypeError or OverflowError for anything unusual, and
-        does not tell for which event. The caller then scans line by line.
+        Raises ValueError for anything unusual, and does not tell for which
+        event. The caller then scans line by line.
         """
         role_of = self.role_of
         times: list[Any] = []
@@ -458,7 +460,7 @@ class Matcher:
                 is_valuable = False
             times.append(event.event_timestamp)
             msecs.append(msec)
-            users.append(event.user_pseudo_id if is_valuable else NOT_VALUABLE)
+            users.append(event.user_pseudo_id if is_valuable else NOT_ACTIVE)
         check_digits(times + msecs)
         return self.group_by_date(times, msecs, users)
 
@@ -473,7 +475,7 @@ class Matcher:
             map(int, times), map(int, msecs), users, strict=True
         ):
             day = date_of_slot(time_ // SLOT) or self.find_date(time_)
-            if msec >= minimum and user is not NOT_VALUABLE:
+            if msec >= minimum and user is not NOT_ACTIVE:
                 found[day].append(user)
         return Findings(len(times), found)
 
@@ -528,7 +530,7 @@ def matcher_for(rule: Rule) -> Matcher:
 
 
 def check_digits(numbers: list[Any]) -> None:
-    """Raise ValueError or TypeError unless all are strings of digits, or integers >= 0.
+    """Raise ValueError unless all are strings of digits, or integers >= 0.
 
     One isdigit() over all numbers is faster than one for each of them. An empty
     string passes; int() refuses it afterwards.
@@ -640,9 +642,8 @@ class Batch(Struct):
 
 # -- Scanning lines --------------------------------------------------------------------
 #
-# Scanner.scan_line() is the reference implementation. Blocks of lines take a
-# fast path, which gives the same result or gives up; then the lines are scanned
-# one by one.
+# Blocks of lines take a fast path. It gives the same result as scanning the
+# lines one by one, or gives up; then they are scanned one by one.
 
 BATCH_BYTES = 32 << 20  # size of the input lines of one batch
 BLOCK_BYTES = 384 << 10  # fits a processor's cache, and is searched several times
@@ -731,7 +732,7 @@ class Scanner(Struct):
         matcher = matcher_for(self.rule)
         try:
             findings = matcher.find_active(self.decode_events(text, end, lines))
-        except (ValueError, TypeError, OverflowError, RecursionError):
+        except (ValueError, RecursionError):
             return False
         if lines > MANY_LINES:
             self.is_dense = findings.engagement_events > lines // 2
@@ -740,10 +741,10 @@ class Scanner(Struct):
         return True
 
     def scan_line(self, line: bytes, batch: Batch) -> None:
-        """Scan one line, without its newline: the reference implementation.
+        """Scan one line, without its newline.
 
-        Without the white space around it, it may be a usual line for the fast
-        path.
+        The fast path is tried once more, without the white space around the
+        line. Matcher.evaluate() decides the lines that the fast path rejects.
         """
         record = line.strip(b" \t\r\n")
         if record and self.scan_fast(record, len(record), batch):
@@ -1027,7 +1028,8 @@ class Range(Struct, frozen=True):
     source: str
     start: int = 0
     end: int | None = None
-    identity: str | None = None  # these two: of the file when it was split
+    # Both are those of the file when it was split.
+    identity: str | None = None
     version: FileVersion | None = None
     data: bytes | None = None
     size: int | None = None  # bytes of the range in the source, if that is known
@@ -1336,26 +1338,29 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
     with about("scanning processes"), contextlib.ExitStack() as stack:
         workers = start_workers(number, scanner, stack)
         ahead = QUEUE_PER_WORKER * number
-        # A worker that is killed ends its connection, and so this block. Our
-        # error is raised when the EOFError is gone: with it, Python 3.12 and
-        # 3.13 keep a buffer of the connection, and crash when they release it.
-        with contextlib.suppress(EOFError, OSError):
+        is_killed = False
+        try:
             for range_, worker in submit_ahead(ranges, partial(send, workers), ahead):
                 for batch in receive_batches(worker.connection):
                     yield range_, batch
                 worker.queued -= 1
-            return
-        raise LoadError(
-            "a scanning process was killed (out of memory?); try fewer --workers"
-        )
+        except (EOFError, OSError):  # the connection has ended
+            is_killed = True
+        # Raised here, where the first exception is gone: it would be the
+        # context of this one, and keep a buffer that Python 3.12 and 3.13 crash
+        # to release.
+        if is_killed:
+            raise LoadError(
+                "a scanning process was killed (out of memory?); try fewer --workers"
+            )
 
 
 def send(workers: list[Worker], range_: Range) -> Worker:
     """Send a range to the worker that was given the least work; return that worker.
 
-    When this is called, fewer than QUEUE_PER_WORKER ranges per worker are
-    queued on average, so that at least one worker has fewer. Those that have
-    exactly as many are asked as well, so that there is a choice.
+    There is always one with fewer than QUEUE_PER_WORKER ranges, since all of
+    them together have fewer than QUEUE_PER_WORKER for each. One range more is
+    allowed: otherwise there would often be only one to choose.
     """
     free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
     chosen = min(free, key=lambda worker: worker.assigned)
@@ -1412,7 +1417,8 @@ def start_workers(
 def run_worker(connection: Any, parents_end: Any, scanner: Scanner) -> None:
     """Scan the ranges that come over a connection, and send answers, until it ends."""
     # Inherited by the fork. While it is open, recv() would wait for a parent
-    # that was killed. (Later workers inherit it too: they end first.)
+    # that was killed. A later worker inherits the ends of those before it as
+    # well, so the last worker ends first, then the one before it, and so on.
     parents_end.close()
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well
@@ -1541,7 +1547,7 @@ class Staging:
         self.runs: dict[str, list[Run]] = defaultdict(list)  # by date
         self.size = 0  # bytes that the runs take, roughly
         self.spilled: sqlite3.Connection | None = None
-        # Set if a COMMIT had no answer: the report that holds if it has succeeded.
+        # Set by commit() if COMMIT had no answer: the report if it has succeeded.
         self.unanswered: Report | None = None
 
     def add(self, batch: Batch) -> None:
@@ -1612,16 +1618,16 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     any of them.
     """
     pending: list[str] = []
-    incomplete = 0  # users that the last sort had to leave in pending
+    sorted_before = 0  # length of pending after the last sort
     for run in runs:
-        # Sort only when many users have been added: those left over may be many, too.
-        if len(pending) >= incomplete + CHUNK_USERS:
+        # Sorting a long rest again for each run would take quadratic time.
+        if len(pending) >= sorted_before + CHUNK_USERS:
             pending.sort()
             complete = bisect_left(pending, run.first_user)
             if complete:
                 yield list(dict.fromkeys(pending[:complete]))
                 del pending[:complete]
-            incomplete = len(pending)
+            sorted_before = len(pending)
         pending += STRINGS_DECODER.decode(run.users)
     if pending:
         yield list(dict.fromkeys(sorted(pending)))
@@ -1631,8 +1637,9 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
 #
 # Database is what SQLite and PostgreSQL have in common. SQL is written in
 # SQLite's dialect, with ? as the placeholder; Postgres translates it.
-# is_postgres() tells which of the two --db names; TRANSIENT_CODES and REMEDIES
-# hold the errors of both.
+# is_postgres() tells which of the two --db names, also where options are
+# parsed, secrets are hidden and pictures are drawn. is_transient() and REMEDIES
+# know the errors of both.
 #
 # active_user holds who was active on which date. It makes loads idempotent: the
 # database tells how many users are new while it inserts them, and a dry run
@@ -1892,7 +1899,8 @@ class SQLite(Database):
         """
         self.can_write = can_write
         try:
-            exists = bool(os.stat(self.path))  # raises for a directory that is closed
+            # os.path.exists() would be False in a directory without permission.
+            exists = bool(os.stat(self.path))
         except FileNotFoundError:
             exists = False
         if exists and not os.path.isfile(self.path):
@@ -2272,7 +2280,8 @@ def commit(
     """Store a load in one transaction; return the report with this load.
 
     Nothing is stored if an earlier COMMIT of this load had no answer, but has
-    succeeded. Raises LoadError, Unavailable, InDoubt.
+    succeeded. Meanwhile, job.stopper.outcome is what a signal would have to say
+    of the load. Raises LoadError, Unavailable, InDoubt.
     """
     job.stopper.outcome = MAYBE_COMMITTED if staging.unanswered else ROLLED_BACK
     try:
@@ -2403,24 +2412,18 @@ POLL_SECONDS = 0.2  # to wait for input before looking whether a commit is due
 READ_BYTES = 1 << 20
 
 
-def receive(source: str, stopper: Stopper) -> Iterator[Range]:
+def receive(pipe: str, stopper: Stopper) -> Iterator[Range]:
     """Yield what arrives on a pipe as ranges of whole lines, until a signal.
 
-    A range is empty if nothing arrived for POLL_SECONDS. Files and URLs are
-    split into ranges as ever. Raises Unusable.
+    A range is empty if nothing arrived for POLL_SECONDS. Raises Unusable.
     """
-    if not is_pipe(source):
-        for range_ in split_source(source, RANGE_BYTES):
-            if not stopper.signals:
-                yield range_
-        return
-    is_input = source == "-"
+    is_input = pipe == "-"
     # It may be long until the other end of a named pipe is opened: do not wait for it.
-    descriptor = 0 if is_input else os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    descriptor = 0 if is_input else os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb", buffering=0, closefd=not is_input):
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        held = bytearray()  # has been read, but not yielded
+        held = bytearray()  # a line that has not ended
         start = 0
         has_ended = False
         while not (has_ended or stopper.signals):
@@ -2428,22 +2431,20 @@ def receive(source: str, stopper: Stopper) -> Iterator[Range]:
             if poll.poll(POLL_SECONDS * 1000):
                 held += os.read(descriptor, READ_BYTES)
                 has_ended = len(held) == searched
-            if held and has_ended:
-                # A signal that ended the producer may be on its way to us as
-                # well. Then the last line is a part of a line.
-                time.sleep(POLL_SECONDS)
-            if has_ended and not stopper.signals:
-                length = len(held)  # the last line may lack its newline
-            else:
-                length = held.rfind(b"\n", searched) + 1
-            yield Range(source, start, data=bytes(held[:length]))
+            length = held.rfind(b"\n", searched) + 1
+            yield Range(pipe, start, data=bytes(held[:length]))
             start += length
             del held[:length]
             if len(held) > MAX_LINE:
                 raise Unusable(TOO_LONG)
-        if held:
+        if held and not stopper.signals:
+            # A signal that ended the producer may be on its way to us as well.
+            time.sleep(POLL_SECONDS)
+        if held and not stopper.signals:  # the last line may lack its newline
+            yield Range(pipe, start, data=bytes(held))
+        elif held:
             say(
-                f"{source}: the last line had not ended: "
+                f"{pipe}: the last line had not ended: "
                 f"its {len(held)} bytes were left out"
             )
 
@@ -2466,11 +2467,16 @@ class LiveLoad:
         stopper = self.job.stopper
         stopper.ends_quietly = False
         # While it reads, signals are only recorded: they end the reading.
-        with stopper.tolerate(sys.maxsize), self.tell_loss(), self.commit_at_end():
-            # Each step has taken a batch, or found no input for a moment.
-            for _ in self.take_batches(sources):
-                self.commit_when_due()
-            self.close_interval()
+        with stopper.tolerate(sys.maxsize), self.tell_loss():
+            try:
+                # Each step has taken a batch, or found no input for a moment.
+                for _ in self.take_batches(sources):
+                    self.commit_when_due()
+                self.close_interval()
+            except LoadError:
+                self.commit_after_failure()
+                raise
+            self.commit_waiting(LOCK_SECONDS)
         return self.report
 
     @contextlib.contextmanager
@@ -2491,34 +2497,35 @@ class LiveLoad:
                 )
             raise
 
-    @contextlib.contextmanager
-    def commit_at_end(self) -> Iterator[None]:
-        """Commit what has been read when the load ends, also if it fails.
+    def commit_after_failure(self) -> None:
+        """Commit what was read before the load failed, as far as possible.
 
-        The database has as much time as in any load, unless another signal
-        comes.
+        If this fails as well, tell_loss() says which lines are not stored.
         """
-        try:
-            yield
-        except LoadError:
-            # If these fail as well, tell_loss() says which lines are not stored.
-            with contextlib.suppress(LoadError):
-                self.close_interval()
-            with contextlib.suppress(LoadError):
-                self.commit_waiting(LOCK_SECONDS)
-            raise
-        self.commit_waiting(LOCK_SECONDS)
+        with contextlib.suppress(LoadError):
+            self.close_interval()
+        with contextlib.suppress(LoadError):
+            self.commit_waiting(LOCK_SECONDS)
 
     def take_batches(self, sources: list[str]) -> Iterator[None]:
         """Take what arrives; yield after each batch, and if nothing has come."""
         stopper = self.job.stopper
         for number, source in enumerate(sources, 1):
+            is_endless = is_pipe(source)
             with about(source):
-                for range_ in receive(source, stopper):
+                ranges: Iterable[Range] = (
+                    receive(source, stopper)
+                    if is_endless
+                    else split_source(source, RANGE_BYTES)
+                )
+                for range_ in ranges:
+                    # More of a file can be read another time, but not of a pipe.
+                    if stopper.signals and not is_endless:
+                        break
                     yield from self.take_range(range_)
             if stopper.signals:
                 later = len(sources) - number
-                if later or not is_pipe(source):
+                if later or not is_endless:
                     say(
                         f"{redact(source)}: may not have been read to its end; "
                         f"later sources not read: {later}"
@@ -2536,7 +2543,6 @@ class LiveLoad:
                 if batch.tally.lines or batch.tally.bytes:
                     self.intake.take(self.staging, range_, batch)
                 yield
-                # More of a file can be read another time, but not of a pipe.
                 if self.job.stopper.signals and range_.data is None:
                     return
 
@@ -2591,9 +2597,9 @@ class LiveLoad:
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
 
-        Retries until some seconds have passed. The first signal of a run does
-        not end the wait, since it asks for this commit; one that comes after it
-        raises Stopped. Raises LoadError, Unavailable.
+        Retries until some seconds have passed. Signals that came before asked
+        for this commit, and so may one that comes now, if it is the first. One
+        more raises Stopped. Raises LoadError, Unavailable.
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
@@ -2746,7 +2752,8 @@ def plot_table(path: str, target: str) -> None:
     The file is replaced atomically when the picture is complete. If it is a
     symbolic link, its target is replaced.
     """
-    with transaction(target) as db:  # which names the database in the message
+    # The error is raised inside, where the message gets the name of the database.
+    with transaction(target) as db:
         if not (is_postgres(target) or os.path.exists(target)):
             raise Unusable("there is no such database; load events into it first")
         counts = db.read_counts()
@@ -3051,6 +3058,8 @@ def redact(name: str) -> str:
         postgresql://loader:S3CRT@db/analytics  postgresql://db/analytics
         https://store/a.json?signature=S3CRT    https://store/a.json
         simplecache::s3://key:S3CRT@bucket/a    simplecache::s3://bucket/a
+        zip://a.json::https://me:S3CRT@store/a  zip://a.json::https://store/a
+        s3://bucket/me@home.json                s3://bucket/me@home.json
         https://me:S3?CRT@store/a.json          https://...
 
     If an "@" follows a "?" or "#", these may belong to a password, as in the
@@ -3064,9 +3073,9 @@ def redact(name: str) -> str:
         return f"{name[: start.end()]}..."
     pattern = rf"""(?x)
         ({URL_START})
-        (?! [^/:@]* :: {URL_START} )  # a chain: zip://x.json::https://host/x.zip
-        (?= [^/]* [:@] )  # a user, and not an "@" in the path: s3://bucket/a@b
-        [\s\S]* @  # up to the last one: a password may contain "/" and "@"
+        (?! [^/:@]* :: {URL_START} )  # not zip://a.json::, where no user follows
+        (?= [^/]* [:@] )              # not s3://bucket/, where a path follows
+        [\s\S]* @                     # a password may contain "/" and "@"
     """
     return re.sub(pattern, r"\1", shown)
 
@@ -3173,7 +3182,7 @@ class Stopper:
         self.signals: list[int] = []  # that have come
         self.tolerated = 0  # the number of signals that do not raise Stopped
         self.outcome = ROLLED_BACK  # what becomes of the load if a signal comes now
-        self.ends_quietly = False  # a live load has not begun: a signal ends it with 0
+        self.ends_quietly = False  # a signal ends the program with 0 and no message
         self.has_raised = False
 
     @contextlib.contextmanager
@@ -3200,10 +3209,14 @@ class Stopper:
                     signal.signal(number, signal.SIG_IGN)
 
     @contextlib.contextmanager
-    def tolerate(self, number: int) -> Iterator[None]:
-        """Only record the first signals in a block; those that came stay tolerated."""
+    def tolerate(self, total: int) -> Iterator[None]:
+        """Let this many signals since the program began pass without Stopped.
+
+        Those that have come when the block ends pass for good: they were
+        obeyed.
+        """
         before = self.tolerated
-        self.tolerated = number
+        self.tolerated = total
         try:
             yield
         finally:
@@ -3219,6 +3232,7 @@ class Stopper:
         if len(self.signals) > self.tolerated:
             self.has_raised = True
             status = 128 + self.signals[-1]
+            # handle_signals() has nothing to say of a SystemExit.
             raise SystemExit(0) if self.ends_quietly else Stopped(status)
 
 
@@ -3428,17 +3442,17 @@ def check_writable(path: str, is_appended: bool) -> None:
     """
     directory = os.path.dirname(os.path.realpath(path))
     exists = os.path.exists(path)
+    is_special = exists and not os.path.isfile(path)
     with about(path):
         if not os.path.isdir(directory):
             raise Unusable(f"there is no directory {directory}; create it first")
-        is_file = os.path.isfile(path) or not exists
-        if not (is_file or is_appended) or os.path.isdir(path):
+        if os.path.isdir(path) or (is_special and not is_appended):
             raise Unusable("is not a regular file; name another")
         advice = "can't be written; make it writable, or choose another"
         if exists and not os.access(path, os.W_OK):
             raise Unusable(advice)
-        needs_directory = not (exists and is_appended)
-        if needs_directory and not os.access(directory, os.W_OK):
+        makes_file = not exists or not is_appended
+        if makes_file and not os.access(directory, os.W_OK):
             raise Unusable(f"{directory} {advice}")
 
 
@@ -3733,7 +3747,8 @@ def main(
         max_bad_records=max_bad_records,
     )
     with contextlib.ExitStack() as stack:
-        is_live = job.stopper.ends_quietly = commit_every is not None
+        is_live = commit_every is not None
+        job.stopper.ends_quietly = is_live  # until the live load begins
         stack.enter_context(job.stopper.handle_signals(list_signals(is_live)))
         check_options(job, incremental, plot, cluster, commit_every)
         if plot or cluster or any(map(is_url, (db, *events))):
