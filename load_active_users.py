@@ -1860,7 +1860,8 @@ class Database:
         if self.can_write and (changes.added or changes.removed):
             # Asked again, since a trigger may have rejected or deleted users.
             count = self.count_users(day)
-            changes.added = count - held + changes.removed
+            changes.added = max(count - held + changes.removed, 0)
+            changes.removed = held + changes.added - count
         if self.can_write and count != counted:
             row = {"date": day, "active_user_count": count}
             self.upsert("active_user_table", row)
@@ -2484,13 +2485,16 @@ class LiveLoad:
         """If the load fails, say which lines are not stored."""
         try:
             yield
-        except (LoadError, Stopped):
+        except (LoadError, Stopped) as error:
             lost = self.lines_read - self.report.tally.lines
+            stopper = self.job.stopper
+            if isinstance(error, Stopped) and lost and stopper.outcome == COMMITTED:
+                # It came after a COMMIT, but before that is known here.
+                stopper.outcome = MAYBE_COMMITTED
             if lost and self.intake.range_:
                 place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
                 is_unanswered = any(one.unanswered for one in self.waiting)
-                outcome = self.job.stopper.outcome
-                in_doubt = is_unanswered or outcome == MAYBE_COMMITTED
+                in_doubt = is_unanswered or stopper.outcome == MAYBE_COMMITTED
                 say(
                     f"not stored: the last lines that were read ({lost}), up to {place}"
                     + ("; some of them may be committed" if in_doubt else "")
@@ -2963,9 +2967,10 @@ TRANSIENT_CODES = (
 DAMAGED = ("EOFError", "BadGzipFile", "IsalError", "ZstdError")  # names of exceptions
 MAX_MESSAGE = 500  # characters of what a library says
 GCSFS_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # a variable; see silence_libraries()
-# The start of a URL, also if a slash is missing. Because of the lookbehind, a
-# long word is tried once, and not from each of its letters.
-URL_START = r"(?<![\w+.-])[A-Za-z][\w+.-]*:/+"
+# The start of a URL, also if a slash is missing, or something stands before it:
+# --dbpostgresql://. Because of the lookbehind, a long word is tried once, and
+# not from each of its letters.
+URL_START = r"(?<![\w+.-])[\w+.-]*:/+"
 PLAIN_MODULES = ("sqlite3", "psycopg", __name__)  # whose messages need no class name
 
 
@@ -3098,18 +3103,25 @@ def find_secrets(name: str) -> set[str]:
     PostgreSQL URL also the passwords in the query; of any other URL a token in
     place of the user, and all values of the query.
     """
-    from urllib.parse import unquote
+    from urllib.parse import quote, unquote
 
     secrets = set()
-    for password in re.findall(r":/+[^:/?#@]*:(.*)@", name):  # ://USER:PASSWORD@
+    for password in re.findall(r"(?s):/+[^:/?#@]*:(.*)@", name):  # ://USER:PASSWORD@
         secrets |= {password, *re.findall(r"\w{3,}", password)}
     if is_postgres(name):  # ?password=PASSWORD&sslpassword=PASSWORD
         secrets |= set(re.findall(r"[?&]\w*password=([^&]*)", name))
     else:
         secrets |= set(re.findall(r":/+([^/?#@:]+)(?=[^/]*@)", name))  # ://TOKEN@
         _, *fields = re.split("[?#&]", name)
-        secrets |= {field.rpartition("=")[2] for field in fields}
-    return {text for secret in secrets for text in (secret, unquote(secret)) if text}
+        for field in fields:
+            secrets |= {field, field.partition("=")[2]}
+    spellings = {
+        spelling
+        for secret in secrets
+        for spelling in (secret, unquote(secret), quote(secret, safe=""))
+    }
+    # As describe_error() shows white space.
+    return {" ".join(spelling.split()) for spelling in spellings} - {""}
 
 
 def hide_secrets(text: str, name: str) -> str:
@@ -3333,6 +3345,15 @@ class Text(click.types.StringParamType):
             return self.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def parse_utf8(value: str) -> str:
+    """Return a value that can be stored as JSON. Raises ValueError."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    return value
 
 
 def parse_time_zone(name: str) -> str:
@@ -3606,6 +3627,7 @@ def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     "NAME",
     "Event that can make a user active; repeatable; *: any event that has an "
     "engagement_time_msec.",
+    type=Text(parse_utf8),
     default=DEFAULT_RULE.event_names,
     multiple=True,
 )
@@ -3620,6 +3642,7 @@ def option(name: str, metavar: str | None, help: str, **more: Any) -> Decorator:
     "--valuable-event",
     "GLOB",
     "An event parameter whose key matches makes the event valuable; repeatable.",
+    type=Text(parse_utf8),
     default=DEFAULT_RULE.valuable_events,
     multiple=True,
 )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from helpers import (
@@ -37,6 +37,7 @@ from helpers import (
     wait_for,
 )
 
+import load_active_users
 from load_active_users import (
     BATCH_BYTES,
     BLOCK_BYTES,
@@ -47,6 +48,7 @@ from load_active_users import (
     Job,
     LiveLoad,
     SQLite,
+    Stopped,
     Stopper,
     receive,
 )
@@ -943,6 +945,28 @@ def test_a_second_signal_ends_the_wait(locked: Locked) -> None:
         "Terminated: uncommitted changes were rolled back",
     ]
     assert pipe.loader.content() == before
+
+
+def test_a_second_signal_right_after_the_commit_leaves_a_doubt(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load does not know yet that it has succeeded."""
+    original = load_active_users.commit
+
+    def interrupted(*args: Any) -> None:
+        original(*args)
+        raise Stopped(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(load_active_users, "commit", interrupted)
+    name = loader.file(lines(event("a"), event("b")))
+    done = loader.run("-q", "--commit-every", 1000, name)
+    assert (done.returncode, done.stdout) == (143, b"")
+    assert done.stderr.decode().splitlines() == [
+        f"not stored: the last lines that were read (2), up to {name}:2; "
+        "some of them may be committed",
+        "Terminated: the load was being committed, and may be committed",
+    ]
+    assert loader.users() == ["a", "b"]
 
 
 def test_lost_lines_are_told_with_the_source_that_had_them(

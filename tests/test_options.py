@@ -366,6 +366,11 @@ WRONG = [
         "from 1 to 1000000",
     ),
     (["--cluster", ""], "Invalid value for '--cluster': must not be empty"),
+    (["--event-name", "\udcff"], "Invalid value for '--event-name': must be UTF-8"),
+    (
+        ["--valuable-event", "a\udcff"],
+        "Invalid value for '--valuable-event': must be UTF-8",
+    ),
     (["--db", ""], "Invalid value for '--db': must not be empty"),
     (["--rejects", ""], "Invalid value for '--rejects': must not be empty"),
     (["--plot", ""], "Invalid value for '--plot': must not be empty"),

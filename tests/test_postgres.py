@@ -904,6 +904,18 @@ def test_people_who_opted_out_are_not_counted(either: Loader) -> None:
     assert int(either.query(query)[0][0]) == 1
 
 
+def test_a_user_who_opted_out_later_is_removed_by_replace(either: Loader) -> None:
+    kind = "PostgreSQL" if isinstance(either, PostgresLoader) else "SQLite"
+    either.load(either.file(lines(*map(event, ["a", "out", "x"]))))
+    either.execute(OPT_OUT[kind])
+    name = either.file(lines(*map(event, ["a", "out"])))
+    report = either.load("--replace", "--dates", "2019-12-30", name)
+    assert report["dates"] == [date_count("2019-12-30", 1, 0, 2)]
+    assert either.users() == ["a"]
+    changes = either.query("SELECT added, removed FROM load_log WHERE replaced = 1")
+    assert changes == [(0, 2)]
+
+
 DELETED = {  # people whom a trigger deletes
     "SQLite": """
         CREATE TRIGGER delete_opted_out AFTER INSERT ON active_user

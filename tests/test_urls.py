@@ -48,6 +48,7 @@ from load_active_users import (
     FileVersion,
     LoadError,
     Scanner,
+    describe_error,
     hide_secrets,
     make_url_version,
     redact,
@@ -398,6 +399,12 @@ def test_no_password_of_a_mistaken_option_is_shown(loader: Loader, option: str) 
         ("zip://x.json::https://bob:S3CRT@h/x.zip", "zip://x.json::https://h/x.zip"),
         ("simplecache::s3://bucket/x.json", "simplecache::s3://bucket/x.json"),
         ("data/bob@h:S3CRT?x#y", "data/bob@h:S3CRT?x#y"),  # a file
+        # Words before the URL, or none where its scheme should be.
+        ("--dbpostgresql://bob:S3CRT@h/x", "--dbpostgresql://h/x"),
+        ("1https://bob:S3CRT@h/x?sig=S3CRT", "1https://h/x"),
+        ("éhttps://bob:S3CRT@h/x", "éhttps://h/x"),
+        ("zip::1https://bob:S3CRT@h/x", "zip::1https://h/x"),
+        ("://bob:S3CRT@h/x", "://h/x"),
     ],
 )
 def test_what_is_shown_of_a_name(name: str, shown: str) -> None:
@@ -494,6 +501,23 @@ def test_what_a_server_says_of_a_password_is_not_shown(db: str) -> None:
     """The password is hidden, and the user is not."""
     said = 'no database "a" for "loader" on 127.0.0.1'
     assert hide_secrets(f"{said} with S3CRT", db) == f"{said} with ***"
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "shown"),
+    [
+        ("webhdfs://h/f#S3CRT==", "f%23S3CRT==?op=1", "f%23***?op=1"),
+        ("webhdfs://S3CRT==@h/f", "user=S3CRT%3D%3D&op=1", "user=***&op=1"),
+        ("github://u:S3éCRT@r/f", "/repos/u/S3%C3%A9CRT/f", "/repos/***/***/f"),
+        ("s3://u:S3\nCRT@b/f", 'no bucket "u:S3 CRT@b"', 'no bucket "***:***@b"'),
+        ("s3://S3\n CRT@b/f", 'no bucket "S3 CRT@b"', 'no bucket "***@b"'),
+        ("https://h/f?a=S3=CRT&b=S3", "got S3=CRT, S3", "got ***, ***"),
+    ],
+)
+def test_other_spellings_of_a_secret_are_hidden(
+    url: str, said: str, shown: str
+) -> None:
+    assert describe_error(ValueError(said), url) == f"ValueError: {shown}"
 
 
 @pytest.mark.parametrize(("db", "shown"), SERVERS, ids=[db for db, _ in SERVERS])
