@@ -35,8 +35,8 @@ import sys
 
 IS_SCRIPT = __name__ == "__main__"
 if IS_SCRIPT:
-    # Workers import what is sent to them by the name of its module. "__main__"
-    # would be their own main module.
+    # Pickle sends a class or function as the names of its module and itself. In
+    # a worker, "__main__" is another module; so this one takes its file's name.
     __name__ = "load_active_users"
     sys.modules[__name__] = sys.modules["__main__"]
     # Nothing has been read: Ctrl-C may end the program at once.
@@ -186,7 +186,8 @@ def find_time_zone(name: str) -> Any:
     """Return the dateutil time zone of an IANA name, such as US/Central.
 
     dateutil brings a copy of the time zones, for machines that have none. The
-    standard library's zones are used where it has no rules; see find_date().
+    standard library's zones are used where dateutil has no rules: for some
+    files (below), and for some years (find_date()).
 
     dateutil opens other names too: paths, "localtime",
     "EST5EDT,M3.2.0,M11.1.0". They mean something else on another machine, so
@@ -282,9 +283,9 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored: the wanted ones. With --replace, all usual
-    # dates as well: the files of a replaced date also hold late events of the
-    # dates before it, whose users are added there.
+    # Dates whose users are stored: the wanted ones. With --replace, every other
+    # usual date as well: a file that replaces a date also holds late events of
+    # earlier dates, and their users are added to those dates.
     counted: DateRange
 
     @classmethod
@@ -318,7 +319,7 @@ class LoadDates(Struct, frozen=True):
 # 23:57 on 2019-12-31 in US/Central is in the slot from 23:55 to
 # 23:59:59.999999, number 5259527 since 1970.
 SLOT = 300_000_000  # microseconds
-MEMO_SIZE = 65_536  # slots are 228 days of events
+MEMO_SIZE = 65_536  # entries; so many slots cover 228 days
 Users = dict[str, list[str | None]]  # by date; None or "" for an anonymous event
 
 # A sentinel in place of the user, compared by identity: a user may have this name.
@@ -432,7 +433,9 @@ class Matcher:
         """Return what the rule says about many events: the fast path.
 
         Raises ValueError for anything unusual, and does not tell for which
-        event. The caller then scans line by line.
+        event. The caller then scans line by line. Users that are too long have
+        been refused by Event, and escapes of NUL characters by
+        Scanner.scan_fast().
         """
         role_of = self.role_of
         times: list[Any] = []
@@ -670,7 +673,7 @@ class Scanner(Struct):
 
         def find_line() -> str:
             """Return the line as ":12", or "" if lines before the range are unknown."""
-            if range_.start or range_.data is not None:
+            if range_.start or range_.data is not None:  # data comes from a live pipe
                 return ""
             return f":{lines + batch.tally.lines + 1}"
 
@@ -865,7 +868,7 @@ def find_file_system(url: str) -> Any:
     """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
-    # fsspec has one class and one setting for http and https, and for gs and gcs.
+    # The settings "http" and "gs" hold for https and gcs as well.
     if re.search("(https?|gc?s)://", url):
         with contextlib.suppress(ImportError):  # fsspec says what is missing
             configure_sessions(fsspec.config.conf)
@@ -1022,7 +1025,7 @@ class Range(Struct, frozen=True):
     - bytes of a file, from start to end: the lines that begin in them. Of "ab\\ncd\\n"
       the range from 0 to 2 has the line "ab", and the range from 2 to 6 has "cd".
     - a whole source that can't be split (end is None): compressed, or a pipe.
-    - lines that came on a live pipe (data).
+    - lines that came on a live pipe (data). The first of them start at 0.
     """
 
     source: str
@@ -1051,7 +1054,7 @@ class OpenRange:
 
     def __init__(self, stream: Any, length: float, file: Any, is_start: bool) -> None:
         self.stream = stream
-        self.length = length  # bytes of the stream to read, and the rest of a line
+        self.length = length  # bytes of the stream to read, before the rest of a line
         self.file = file  # whose tell() is the number of bytes read of the source
         self.is_start = is_start  # the stream begins where the source begins
         self.position = file.tell()
@@ -1075,7 +1078,7 @@ class OpenRange:
         buffer = bytearray(2 * size)
         kept = 0  # bytes at the start of the buffer, of a line that has not ended
         while unread > 0:
-            # Read behind them.
+            # Read behind the kept bytes.
             if len(buffer) < kept + size:
                 buffer.extend(bytes(size))
             stop = kept + int(min(size, unread))
@@ -1346,9 +1349,8 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
                 worker.queued -= 1
         except (EOFError, OSError):  # the connection has ended
             is_killed = True
-        # Raised here, where the first exception is gone: it would be the
-        # context of this one, and keep a buffer that Python 3.12 and 3.13 crash
-        # to release.
+        # Raised outside the except clause: as its context, the first exception
+        # would keep a buffer, and Python 3.12 and 3.13 crash when they free it.
         if is_killed:
             raise LoadError(
                 "a scanning process was killed (out of memory?); try fewer --workers"
@@ -1358,9 +1360,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
 def send(workers: list[Worker], range_: Range) -> Worker:
     """Send a range to the worker that was given the least work; return that worker.
 
-    There is always one with fewer than QUEUE_PER_WORKER ranges, since all of
-    them together have fewer than QUEUE_PER_WORKER for each. One range more is
-    allowed: otherwise there would often be only one to choose.
+    A worker may hold QUEUE_PER_WORKER + 1 ranges. submit_ahead() keeps the
+    average below QUEUE_PER_WORKER, so one worker is always free, and mostly
+    several are.
     """
     free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
     chosen = min(free, key=lambda worker: worker.assigned)
@@ -1547,7 +1549,7 @@ class Staging:
         self.runs: dict[str, list[Run]] = defaultdict(list)  # by date
         self.size = 0  # bytes that the runs take, roughly
         self.spilled: sqlite3.Connection | None = None
-        # Set by commit() if COMMIT had no answer: the report if it has succeeded.
+        # Set by commit() if COMMIT had no answer: the report to give if it succeeded.
         self.unanswered: Report | None = None
 
     def add(self, batch: Batch) -> None:
@@ -1637,9 +1639,9 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
 #
 # Database is what SQLite and PostgreSQL have in common. SQL is written in
 # SQLite's dialect, with ? as the placeholder; Postgres translates it.
-# is_postgres() tells which of the two --db names, also where options are
-# parsed, secrets are hidden and pictures are drawn. is_transient() and REMEDIES
-# know the errors of both.
+# is_postgres() tells which of the two --db names; the parsing of options,
+# redaction and plotting ask it, too. is_transient() and REMEDIES know the
+# errors of both.
 #
 # active_user holds who was active on which date. It makes loads idempotent: the
 # database tells how many users are new while it inserts them, and a dry run
@@ -1858,10 +1860,10 @@ class Database:
             changes = self.add_users(day, staging, is_trial=not self.can_write)
         count = held + changes.added - changes.removed
         if self.can_write and (changes.added or changes.removed):
-            # Asked again, since a trigger may have rejected or deleted users.
             count = self.count_users(day)
-            changes.added = max(count - held + changes.removed, 0)
-            changes.removed = held + changes.added - count
+            change = count - held  # a trigger may have rejected or deleted users
+            changes.added = max(change + changes.removed, 0)
+            changes.removed = changes.added - change
         if self.can_write and count != counted:
             row = {"date": day, "active_user_count": count}
             self.upsert("active_user_table", row)
@@ -1899,11 +1901,10 @@ class SQLite(Database):
         may have opened it.
         """
         self.can_write = can_write
-        try:
-            # os.path.exists() would be False in a directory without permission.
-            exists = bool(os.stat(self.path))
-        except FileNotFoundError:
-            exists = False
+        exists = False
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(self.path)  # os.path.exists() would hide a PermissionError
+            exists = True
         if exists and not os.path.isfile(self.path):
             raise Unusable("is not a regular file; choose another --db")
         if exists or can_write:
@@ -2281,8 +2282,8 @@ def commit(
     """Store a load in one transaction; return the report with this load.
 
     Nothing is stored if an earlier COMMIT of this load had no answer, but has
-    succeeded. Meanwhile, job.stopper.outcome is what a signal would have to say
-    of the load. Raises LoadError, Unavailable, InDoubt.
+    succeeded. While it runs, job.stopper.outcome says what becomes of the load
+    if a signal ends it. Raises LoadError, Unavailable, InDoubt.
     """
     job.stopper.outcome = MAYBE_COMMITTED if staging.unanswered else ROLLED_BACK
     try:
@@ -2487,19 +2488,22 @@ class LiveLoad:
             yield
         except (LoadError, Stopped) as error:
             lost = self.lines_read - self.report.tally.lines
-            stopper = self.job.stopper
-            if isinstance(error, Stopped) and lost and stopper.outcome == COMMITTED:
-                # It came after a COMMIT, but before that is known here.
-                stopper.outcome = MAYBE_COMMITTED
+            if lost and isinstance(error, Stopped):
+                self.doubt_commit()
             if lost and self.intake.range_:
                 place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
                 is_unanswered = any(one.unanswered for one in self.waiting)
-                in_doubt = is_unanswered or stopper.outcome == MAYBE_COMMITTED
+                in_doubt = is_unanswered or self.job.stopper.outcome == MAYBE_COMMITTED
                 say(
                     f"not stored: the last lines that were read ({lost}), up to {place}"
                     + ("; some of them may be committed" if in_doubt else "")
                 )
             raise
+
+    def doubt_commit(self) -> None:
+        """Take back COMMITTED: the report may not count the committed lines yet."""
+        if self.job.stopper.outcome == COMMITTED:
+            self.job.stopper.outcome = MAYBE_COMMITTED
 
     def commit_after_failure(self) -> None:
         """Commit what was read before the load failed, as far as possible.
@@ -2601,9 +2605,9 @@ class LiveLoad:
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
 
-        Retries until some seconds have passed. Signals that came before asked
-        for this commit, and so may one that comes now, if it is the first. One
-        more raises Stopped. Raises LoadError, Unavailable.
+        Retries until some seconds have passed. The signals that have come, or
+        else the first one to come, let this commit finish; one more raises
+        Stopped. Raises LoadError, Unavailable.
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
@@ -2914,9 +2918,8 @@ def label_axes(axes: Any, first: int, last: int) -> None:
 def week_averages(counts: dict[int, int]) -> dict[int, float]:
     """Return the average of each day and the six before it, over those with a count.
 
-    It is NaN (no line) in three cases: on the first six days, if fewer than
-    four of the seven days have a count, and on the day after the last one
-    before a gap.
+    It is NaN (no line) on the first six days, on days with fewer than four
+    counts in their seven, and on the first day of a gap.
     """
     averages = {}
     first = min(counts)
@@ -2949,11 +2952,11 @@ REMEDIES = {  # by the code of an error
     "ENOSPC": "free some disk space and load again",
     "EISDIR": "name the files in it",
 }
-# How codes begin after which the same load may succeed. PostgreSQL's classes of
-# two digits are: connection exception, invalid transaction state (ended by a
-# timeout, or read-only), transaction rollback, insufficient resources, object
-# not in prerequisite state (locked), operator intervention (shutdown,
-# cancelled), system error.
+# Beginnings of the codes of errors after which the same load may succeed.
+# PostgreSQL's classes of two digits are: connection exception, invalid
+# transaction state (ended by a timeout, or read-only), transaction rollback,
+# insufficient resources, object not in prerequisite state (locked), operator
+# intervention (shutdown, cancelled), system error.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_CODES = (
     "SQLITE_BUSY",
@@ -3013,7 +3016,7 @@ def escape_control_characters(text: str) -> str:
 def describe_error(error: Any, about_name: str = "") -> str:
     """Return what an exception says, in one line, with a remedy if one is known.
 
-    The secrets in the name that it is about are replaced.
+    Secrets in about_name, the source or database that failed, are replaced.
     """
     if isinstance(error, FileNotFoundError) and error.__cause__:
         error = error.__cause__  # fsspec says "not found" whatever went wrong
@@ -3078,8 +3081,8 @@ def redact(name: str) -> str:
         return f"{name[: start.end()]}..."
     pattern = rf"""(?x)
         ({URL_START})
-        (?! [^/:@]* :: {URL_START} )  # not zip://a.json::, where no user follows
-        (?= [^/]* [:@] )              # not s3://bucket/, where a path follows
+        (?! [^/:@]* :: {URL_START} )  # not if another URL is next: zip://a.json::s3://
+        (?= [^/]* [:@] )              # only if ":" or "@" comes before the next "/"
         [\s\S]* @                     # a password may contain "/" and "@"
     """
     return re.sub(pattern, r"\1", shown)
@@ -3244,7 +3247,7 @@ class Stopper:
         if len(self.signals) > self.tolerated:
             self.has_raised = True
             status = 128 + self.signals[-1]
-            # handle_signals() has nothing to say of a SystemExit.
+            # handle_signals() prints a message for Stopped only.
             raise SystemExit(0) if self.ends_quietly else Stopped(status)
 
 
