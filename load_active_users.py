@@ -3080,12 +3080,15 @@ def redact(name: str) -> str:
     if "@" in name[len(shown) :]:
         return f"{name[: start.end()]}..."
     pattern = rf"""(?x)
-        ({URL_START})
+        {URL_START}
         (?! [^/:@]* :: {URL_START} )  # not if another URL is next: zip://a.json::s3://
         (?= [^/]* [:@] )              # only if ":" or "@" comes before the next "/"
-        [\s\S]* @                     # a password may contain "/" and "@"
     """
-    return re.sub(pattern, r"\1", shown)
+    scheme = re.search(pattern, shown)
+    if scheme is None or "@" not in shown[scheme.end() :]:
+        return shown
+    # The last "@" ends the user: a password may contain "/" and "@" as well.
+    return shown[: scheme.end()] + shown.rpartition("@")[2]
 
 
 def redact_urls(text: str) -> str:
