@@ -7,7 +7,7 @@ date, and upserts the number of users per date into the table active_user_table:
     python load_active_users.py data/bq-results-sample-data.jsons
     sqlite3 active_user_table.db 'SELECT * FROM active_user_table'
 
-The sections below follow the data:
+The path of the data:
 
     EVENTS                files, pipes, URLs
       │ split_source()    into ranges of bytes
@@ -35,14 +35,14 @@ import sys
 
 IS_SCRIPT = __name__ == "__main__"
 if IS_SCRIPT:
-    # Pickle sends a class or function as the names of its module and itself. In
-    # a worker, "__main__" is another module; so this one takes its file's name.
+    # Pickle names a class or function by its module. In a worker, "__main__" is
+    # another module; so this one takes its file's name.
     __name__ = "load_active_users"
     sys.modules[__name__] = sys.modules["__main__"]
     # Nothing has been read: Ctrl-C may end the program at once.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # During the imports, it would only cost time. The last lines enable it again.
+    # Garbage collection would only slow the imports; the last lines enable it again.
     gc.disable()
 
 import contextlib
@@ -190,8 +190,8 @@ def find_time_zone(name: str) -> Any:
     files (below), and for some years (find_date()).
 
     dateutil opens other names too: paths, "localtime",
-    "EST5EDT,M3.2.0,M11.1.0". They mean something else on another machine, so
-    they are refused with a ValueError.
+    "EST5EDT,M3.2.0,M11.1.0". What they mean can depend on the machine, so they
+    are refused with a ValueError.
     """
     zone = None
     if re.fullmatch(r"[A-Z][\w+-]*(/[\w+-]+)*", name, re.ASCII):
@@ -283,9 +283,10 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored: the wanted ones. With --replace, every other
-    # usual date as well: a file that replaces a date also holds late events of
-    # earlier dates, and their users are added to those dates.
+    # Dates whose users are stored: the wanted ones. With --replace, the usual
+    # dates as well, if the ranges overlap: a file that replaces a date also
+    # holds late events of earlier dates, and their users are added to those
+    # dates.
     counted: DateRange
 
     @classmethod
@@ -369,10 +370,10 @@ class Matcher:
     An engagement event has the event name of the rule. If the rule has several
     names, or "*", the event must also have the parameter engagement_time_msec.
 
-    Most lines hold no engagement event. Those that may are found by a substring
-    search for the needle: the event name, or that parameter. JSON can spell a
-    letter as an escape, as in "\\u0075ser_engagement"; so a line that has an
-    escape with which the needle could be spelt is decoded as well.
+    Most lines hold no engagement event. A substring search for the needle (the
+    event name, or that parameter) finds those that may. JSON can spell a letter
+    as an escape, as in "\\u0075ser_engagement"; so a line that has an escape
+    with which the needle could be spelt is decoded as well.
 
     Raises ValueError for an unknown time zone.
     """
@@ -728,7 +729,8 @@ class Scanner(Struct):
         line_ends = stringzilla.count(text, b"\n", 0, end)
         if stringzilla.count(text, close + b"\n{", 0, end) != line_ends:
             return False
-        # An escape may spell the needle, or a NUL character, which evaluate() refuses.
+        # An escape may spell the needle, which has_escape() looks for, or a NUL
+        # character, which evaluate() refuses.
         if self.has_escape(text, end, b"\\u0000"):
             return False
         lines = line_ends + 1
@@ -817,7 +819,7 @@ def decode_record(record: bytes) -> Any:
 
     text = str(record, "utf-8")
     try:
-        # Unlike the json module, this refuses NaN and control characters.
+        # Unlike the json module, this refuses NaN and Infinity.
         OBJECT_DECODER.decode(text)
     except msgspec.DecodeError as error:
         raise ValueError(f"{NOT_AN_OBJECT} ({error})") from None
@@ -860,8 +862,8 @@ def is_url(source: str) -> bool:
 
 def is_pipe(source: str) -> bool:
     """Tell whether a source can be opened only once: a pipe, or standard input."""
-    is_file = os.path.isfile(source) or os.path.isdir(source)
-    return source == "-" or (os.path.exists(source) and not is_file)
+    is_stored = os.path.isfile(source) or os.path.isdir(source)
+    return source == "-" or (os.path.exists(source) and not is_stored)
 
 
 def find_file_system(url: str) -> Any:
@@ -1025,13 +1027,13 @@ class Range(Struct, frozen=True):
     - bytes of a file, from start to end: the lines that begin in them. Of "ab\\ncd\\n"
       the range from 0 to 2 has the line "ab", and the range from 2 to 6 has "cd".
     - a whole source that can't be split (end is None): compressed, or a pipe.
-    - lines that came on a live pipe (data). The first of them start at 0.
+    - lines that came on a live pipe (data). Their start is 0 for the first ones only.
     """
 
     source: str
     start: int = 0
     end: int | None = None
-    # Both are those of the file when it was split.
+    # Identity and version of the file when it was split.
     identity: str | None = None
     version: FileVersion | None = None
     data: bytes | None = None
@@ -1054,7 +1056,7 @@ class OpenRange:
 
     def __init__(self, stream: Any, length: float, file: Any, is_start: bool) -> None:
         self.stream = stream
-        self.length = length  # bytes of the stream to read, before the rest of a line
+        self.length = length  # bytes to read; the last line is read to its end
         self.file = file  # whose tell() is the number of bytes read of the source
         self.is_start = is_start  # the stream begins where the source begins
         self.position = file.tell()
@@ -1269,7 +1271,7 @@ POOL_MIN_BYTES = 64 << 20  # for less, starting processes takes longer than scan
 # workers need for full exports, 1/35 for gzip, 1/3 for short events. With more
 # workers, the parent or the disk is the limit.
 MAX_WORKERS = 16
-QUEUE_PER_WORKER = 3  # ranges that a worker has been sent and has not finished
+QUEUE_PER_WORKER = 3  # ranges that are sent to workers ahead, on average
 SEND_BYTES = 8 << 20  # of batches that a worker collects before it sends them
 CLUSTER_SECONDS = 30  # to wait for a scheduler
 Scanned = Generator[tuple[Range, Batch], None, None]  # in input order
@@ -1360,9 +1362,9 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
 def send(workers: list[Worker], range_: Range) -> Worker:
     """Send a range to the worker that was given the least work; return that worker.
 
-    A worker may hold QUEUE_PER_WORKER + 1 ranges. submit_ahead() keeps the
-    average below QUEUE_PER_WORKER, so one worker is always free, and mostly
-    several are.
+    At most QUEUE_PER_WORKER ranges per worker are sent ahead, this one among
+    them. So there is always a worker that has no more than that; it may get one
+    more.
     """
     free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
     chosen = min(free, key=lambda worker: worker.assigned)
@@ -1418,9 +1420,9 @@ def start_workers(
 
 def run_worker(connection: Any, parents_end: Any, scanner: Scanner) -> None:
     """Scan the ranges that come over a connection, and send answers, until it ends."""
-    # Inherited by the fork. While it is open, recv() would wait for a parent
-    # that was killed. A later worker inherits the ends of those before it as
-    # well, so the last worker ends first, then the one before it, and so on.
+    # While a process holds the parent's end, recv() waits for a parent that was
+    # killed. Later workers inherit the ends of earlier ones, so they exit from
+    # the last to the first.
     parents_end.close()
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well
@@ -1620,16 +1622,16 @@ def merge_runs(runs: Iterable[Run]) -> Iterator[list[str]]:
     any of them.
     """
     pending: list[str] = []
-    sorted_before = 0  # length of pending after the last sort
+    rest = 0  # users that the last sort left in pending
     for run in runs:
         # Sorting a long rest again for each run would take quadratic time.
-        if len(pending) >= sorted_before + CHUNK_USERS:
+        if len(pending) >= rest + CHUNK_USERS:
             pending.sort()
             complete = bisect_left(pending, run.first_user)
             if complete:
                 yield list(dict.fromkeys(pending[:complete]))
                 del pending[:complete]
-            sorted_before = len(pending)
+            rest = len(pending)
         pending += STRINGS_DECODER.decode(run.users)
     if pending:
         yield list(dict.fromkeys(sorted(pending)))
@@ -1671,6 +1673,11 @@ class Changes(Sums):
     loaded: int = 0  # users of the load, new or not
     left_out: int = 0  # because the date is final
 
+    def correct(self, net: int) -> None:
+        """Make added and removed agree with the net change that a table shows."""
+        self.added = max(net + self.removed, 0)
+        self.removed = self.added - net
+
 
 class DateCount(NamedTuple):
     """A row of the report."""
@@ -1698,10 +1705,7 @@ def read_schema() -> str:
 
 
 class Database:
-    """One transaction on a database that has the tables of schema.sql.
-
-    A reader of a database without tables sees empty ones.
-    """
+    """One transaction on a database that has the tables of schema.sql."""
 
     connection: Any = None
     lock_timeout: float  # seconds
@@ -1850,21 +1854,20 @@ class Database:
         With replace, they take the place of those that are there.
         """
         held = self.count_users(day)
-        counted = self.read_counts("WHERE date = ?", day).get(day)
-        if counted is not None and held < counted and not replace:  # the date is final
+        table_count = self.read_counts("WHERE date = ?", day).get(day)
+        if table_count is not None and held < table_count and not replace:  # final
             left_out = sum(map(len, staging.get_users(day)))
-            return DateCount(day, counted, Changes(left_out=left_out))
+            return DateCount(day, table_count, Changes(left_out=left_out))
         if replace and held:
             changes = self.replace_users(day, staging, held)
         else:
             changes = self.add_users(day, staging, is_trial=not self.can_write)
         count = held + changes.added - changes.removed
         if self.can_write and (changes.added or changes.removed):
+            # A trigger may have rejected or deleted users.
             count = self.count_users(day)
-            change = count - held  # a trigger may have rejected or deleted users
-            changes.added = max(change + changes.removed, 0)
-            changes.removed = changes.added - change
-        if self.can_write and count != counted:
+            changes.correct(count - held)
+        if self.can_write and count != table_count:
             row = {"date": day, "active_user_count": count}
             self.upsert("active_user_table", row)
         return DateCount(day, count, changes)
@@ -2243,7 +2246,10 @@ def load_once(
         # new file may well hold nothing else.
         if job.dates == DateRange() and not report.skipped_files:
             refuse_early_events(staging.tally)
-        return commit(job, staging, report, versions)
+        report = commit(job, staging, report, versions)
+        if not job.dry_run:
+            job.stopper.outcome = COMMITTED
+        return report
 
 
 def refuse_early_events(tally: Tally) -> None:
@@ -2299,8 +2305,6 @@ def commit(
     except InDoubt:
         staging.unanswered = report
         raise
-    if not job.dry_run:
-        job.stopper.outcome = COMMITTED
     return report
 
 
@@ -2405,8 +2409,7 @@ def warn(job: Job, report: Report) -> None:
 # are tried again. Memory is bounded: then the pipe is read no further, and its
 # producer has to wait.
 
-# While a writer waits to commit to SQLite, no new reader is let in.
-LIVE_LOCK_SECONDS = 0.5
+LIVE_LOCK_SECONDS = 0.5  # to wait for a lock; meanwhile SQLite lets no new reader in
 # Bytes of users in memory. If there are more, they are committed before the
 # interval is over, so that a commit locks readers out for a moment only.
 LIVE_BYTES = 256 << 10
@@ -2415,7 +2418,7 @@ READ_BYTES = 1 << 20
 
 
 def receive(pipe: str, stopper: Stopper) -> Iterator[Range]:
-    """Yield what arrives on a pipe as ranges of whole lines, until a signal.
+    """Yield what arrives on a pipe as ranges of whole lines, until it ends or a signal.
 
     A range is empty if nothing arrived for POLL_SECONDS. Raises Unusable.
     """
@@ -2479,6 +2482,7 @@ class LiveLoad:
                 self.commit_after_failure()
                 raise
             self.commit_waiting(LOCK_SECONDS)
+            stopper.outcome = COMMITTED
         return self.report
 
     @contextlib.contextmanager
@@ -2486,10 +2490,8 @@ class LiveLoad:
         """If the load fails, say which lines are not stored."""
         try:
             yield
-        except (LoadError, Stopped) as error:
+        except (LoadError, Stopped):
             lost = self.lines_read - self.report.tally.lines
-            if lost and isinstance(error, Stopped):
-                self.doubt_commit()
             if lost and self.intake.range_:
                 place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
                 is_unanswered = any(one.unanswered for one in self.waiting)
@@ -2499,11 +2501,6 @@ class LiveLoad:
                     + ("; some of them may be committed" if in_doubt else "")
                 )
             raise
-
-    def doubt_commit(self) -> None:
-        """Take back COMMITTED: the report may not count the committed lines yet."""
-        if self.job.stopper.outcome == COMMITTED:
-            self.job.stopper.outcome = MAYBE_COMMITTED
 
     def commit_after_failure(self) -> None:
         """Commit what was read before the load failed, as far as possible.
@@ -2605,9 +2602,9 @@ class LiveLoad:
     def commit_waiting(self, patience: float) -> None:
         """Commit the intervals that wait, each in a transaction.
 
-        Retries until some seconds have passed. The signals that have come, or
-        else the first one to come, let this commit finish; one more raises
-        Stopped. Raises LoadError, Unavailable.
+        Retries until some seconds have passed. Signals that came before are
+        tolerated, or else the next one; one more raises Stopped. Raises
+        LoadError, Unavailable.
         """
         deadline = time.monotonic() + patience
         stopper = self.job.stopper
@@ -2617,6 +2614,7 @@ class LiveLoad:
                 timeout = max(deadline - time.monotonic(), LIVE_LOCK_SECONDS)
                 try:
                     self.report = commit(self.job, staging, self.report, (), timeout)
+                    stopper.outcome = ROLLED_BACK  # what is to say of later intervals
                     self.waiting.pop(0).close()
                 except Unavailable:
                     if time.monotonic() >= deadline:
@@ -3228,10 +3226,9 @@ class Stopper:
 
     @contextlib.contextmanager
     def tolerate(self, total: int) -> Iterator[None]:
-        """Let this many signals since the program began pass without Stopped.
+        """Raise Stopped only beyond a total of signals since the program began.
 
-        Those that have come when the block ends pass for good: they were
-        obeyed.
+        Those that come before the block ends never raise it afterwards.
         """
         before = self.tolerated
         self.tolerated = total
