@@ -774,6 +774,26 @@ def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None
     assert pipe.loader.table() == {"2019-12-30": 50_001}
 
 
+def test_while_memory_is_full_it_tries_no_more_often_than_it_says(
+    live: Start, loader: Loader
+) -> None:
+    """A signal commits what waits for the next time."""
+    users = [f"{number:03}" for number in range(200)]
+    loader.load(loader.file(lines(event("a"))))
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        pipe = live("-q", every=1000, LIVE_BYTES=1000)
+        pipe.write(lines(*map(event, users)))
+        waits = f"{LOCKED}{WAITS.replace(' 1 s', ' 1000 s')}\n"
+        pipe.await_said(waits)
+        db.execute("ROLLBACK")
+    time.sleep(1)
+    assert pipe.users() == ["a"]
+    pipe.process.terminate()
+    assert (pipe.process.wait(30), pipe.said()) == (0, waits)
+    assert pipe.users() == [*users, "a"]
+
+
 IN_SMALL = """
 mount -t tmpfs -o size=400k none small
 "$@"
