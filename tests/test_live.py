@@ -1255,3 +1255,36 @@ def test_a_commit_without_an_answer_is_made_up_for(
     assert loader.table() == {"2019-12-30": 2}
     assert loader.users() == ["a", "b"]
     assert loader.query("SELECT load_id, lines FROM load_log") == [(report.load_id, 3)]
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "not done"])
+def test_a_later_commit_without_an_answer_is_made_up_for(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    """The log has a row of the run, of its first commit."""
+    commits = []
+    commit = SQLite.commit
+
+    def commit_without_answer(db: SQLite) -> None:
+        commits.append(db)
+        if is_done or len(commits) != 2:
+            commit(db)
+        if len(commits) == 2:
+            raise InDoubt("no answer to COMMIT")
+
+    contents = {"one": [event("a")], "two": [event("b"), event("c")]}
+    paths = [
+        str(loader.directory / loader.file(lines(*events), name))
+        for name, events in contents.items()
+    ]
+    loader.load(loader.file(b""))
+    monkeypatch.setattr(SQLite, "commit", commit_without_answer)
+    job = Job(tuple(paths), str(loader.db), make_rule())
+    live = LiveLoad(job, Intake(), every=0)
+    report = live.run(paths)
+    assert (report.loads, report.tally.lines, live.waiting) == (2, 3, [])
+    changes = Changes(added=3, loaded=3)
+    assert report.counts == {"2019-12-30": DateCount("2019-12-30", 3, changes)}
+    assert loader.table() == {"2019-12-30": 3}
+    assert loader.users() == ["a", "b", "c"]
+    assert loader.last_log("load_id", "lines", "added") == (report.load_id, 3, 3)
