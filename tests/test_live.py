@@ -937,6 +937,23 @@ def test_a_signal_while_the_database_is_locked_for_a_while(locked: Locked) -> No
     assert {"a", "b", "c"} < set(pipe.users())
 
 
+def test_a_wait_for_two_reasons_is_no_longer_than_for_one(locked: Locked) -> None:
+    """The database is away for two of three seconds, and then it is locked."""
+    pipe, _ = locked(3)
+    before, path = pipe.loader.content(), pipe.loader.db
+    away = path.rename(path.with_name("away.db"))
+    path.symlink_to("nowhere/a.db")
+    begun = time.monotonic()
+    pipe.process.terminate()
+    time.sleep(2)
+    away.rename(path)
+    assert pipe.process.wait(30) == 1
+    assert 3 <= time.monotonic() - begun < 4.5
+    not_stored = "not stored: the last lines that were read (3), up to -:3\n"
+    assert pipe.said() == f"{not_stored}Error: {LOCKED}\n"
+    assert pipe.loader.content() == before
+
+
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_a_signal_after_the_end_of_the_pipe(locked: Locked, number: int) -> None:
     """Ctrl-C may end the producer first; what was read is committed all the same."""
