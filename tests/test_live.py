@@ -266,6 +266,19 @@ def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     assert said == f"Error: -: {COMPRESSED}\n"
 
 
+def test_only_the_first_bytes_tell_a_format(live: Start) -> None:
+    """Later lines like them are bad records, and so is one with a byte-order mark."""
+    pipe = live("-q", "--max-bad-records", 3)
+    expected = ""
+    starts = [b"", b"[]\n", b"\x1f\x8b\n", b"\xef\xbb\xbf{}\n"]
+    for number, start in enumerate(starts):
+        pipe.write(start + lines(event(f"{number}")))
+        pipe.await_users(*"0123"[: number + 1])
+        if start:
+            expected += f"-:{2 * number}: {NOT_AN_OBJECT}\n"
+    assert pipe.end() == (0, "", expected)
+
+
 def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> None:
     """Its last batch counts no bytes, and is loaded all the same."""
     other = lines({"x": "y" * 4000})
