@@ -31,6 +31,7 @@ from helpers import (
     Process,
     date_count,
     event,
+    has_open,
     lines,
     make_rule,
     unread,
@@ -597,6 +598,20 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_a_signal_before_the_database_was_looked_at(
+    live: Start, loader: Loader, number: int
+) -> None:
+    """Nothing has been read, so there is nothing to tell."""
+    loader.load(SAMPLE)
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        pipe = live("-q")
+        assert wait_for(partial(has_open, pipe.process.pid, loader.db))
+        pipe.process.send_signal(number)
+        assert (pipe.process.wait(30), pipe.said()) == (0, "")
+
+
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_the_interval_comes_from_the_environment(loader: Loader, number: int) -> None:
     """Then too, an early signal ends the load with exit status 0."""
     env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
@@ -871,6 +886,27 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
     lost = "not stored: the last lines that were read (2), up to -:5"
     assert pipe.said() == f"{bad}{lost}\nError: {refused}\n"
     assert pipe.users() == ["a", "b", "c"]
+
+
+def test_lines_that_wait_are_stored_though_those_after_them_are_refused(
+    live: Start, loader: Loader
+) -> None:
+    """The load ends since its next source is not there, before their interval does."""
+    loader.load(loader.file(lines(event("a"))))
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        command = loader.command("--commit-every", 3, "-q", "-", "missing")
+        pipe = Live(loader, command)
+        pipe.write(lines(event("b")))
+        waits = f"{LOCKED}{WAITS.replace(' 1 s', ' 3 s')}\n"
+        pipe.await_said(waits)
+        db.execute("ROLLBACK")
+    pipe.write(b"bad\n")
+    bad = f"-:2: {NOT_AN_OBJECT}\n"
+    lost = "not stored: the last lines that were read (1), up to -:2\n"
+    error = "Error: missing: No such file or directory\n"
+    assert pipe.end() == (1, "", f"{waits}{bad}{lost}{error}")
+    assert pipe.users() == ["a", "b"]
 
 
 def test_a_bad_record_while_memory_is_full(live: Start) -> None:
