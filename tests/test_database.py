@@ -244,6 +244,21 @@ def test_replace_by_the_same_changes_nothing(loader: Loader) -> None:
     assert loader.load(SAMPLE)["dates"] == expected
 
 
+def test_replace_by_the_same_writes_no_user(loader: Loader) -> None:
+    """Nor is one deleted and added again, which triggers and replicas would see."""
+    args = ["--replace", "--dates", "2019-12-29..2019-12-31", SAMPLE]
+    loader.load(*args)
+    loader.execute(
+        """CREATE TABLE seen (user_pseudo_id TEXT);
+        CREATE TRIGGER see_deleted AFTER DELETE ON active_user
+            BEGIN INSERT INTO seen VALUES (old.user_pseudo_id); END;
+        CREATE TRIGGER see_added AFTER INSERT ON active_user
+            BEGIN INSERT INTO seen VALUES (new.user_pseudo_id); END"""
+    )
+    loader.load(*args)
+    assert loader.query("SELECT * FROM seen") == []
+
+
 def test_replace_by_nothing(loader: Loader) -> None:
     loader.load(loader.file(lines(event("a"), event("b", NOON + DAY))))
     report = loader.load("--replace", "--dates", "2019-12-30", "-")
