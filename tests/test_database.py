@@ -657,6 +657,18 @@ def test_a_database_of_version_1_1_0_is_upgraded(either: Loader) -> None:
         assert comment == "2"  # as it was
 
 
+def test_a_column_alone_may_be_missing(either: Loader) -> None:
+    """The next load adds it, and what is there gets its default."""
+    either.load(SAMPLE)
+    either.execute("ALTER TABLE load_log DROP COLUMN skipped_files")
+    assert either.load("--dry-run", SAMPLE)["lines"] == 1000
+    assert "skipped_files" not in str(either.content())
+    name = either.file(lines(event("a")))
+    assert either.load(name)["dates"] == [date_count("2019-12-30", 32, 1)]
+    log = either.query("SELECT lines, skipped_files FROM load_log ORDER BY lines")
+    assert log == [(1, 0), (1000, 0)]
+
+
 # -- What a load writes down of itself
 
 
