@@ -244,6 +244,21 @@ def test_replace_by_the_same_changes_nothing(loader: Loader) -> None:
     assert loader.load(SAMPLE)["dates"] == expected
 
 
+def test_replace_by_the_same_writes_no_user(loader: Loader) -> None:
+    """Nor is one deleted and added again, which triggers and replicas would see."""
+    args = ["--replace", "--dates", "2019-12-29..2019-12-31", SAMPLE]
+    loader.load(*args)
+    loader.execute(
+        """CREATE TABLE seen (user_pseudo_id TEXT);
+        CREATE TRIGGER see_deleted AFTER DELETE ON active_user
+            BEGIN INSERT INTO seen VALUES (old.user_pseudo_id); END;
+        CREATE TRIGGER see_added AFTER INSERT ON active_user
+            BEGIN INSERT INTO seen VALUES (new.user_pseudo_id); END"""
+    )
+    loader.load(*args)
+    assert loader.query("SELECT * FROM seen") == []
+
+
 def test_replace_by_nothing(loader: Loader) -> None:
     loader.load(loader.file(lines(event("a"), event("b", NOON + DAY))))
     report = loader.load("--replace", "--dates", "2019-12-30", "-")
@@ -640,6 +655,18 @@ def test_a_database_of_version_1_1_0_is_upgraded(either: Loader) -> None:
     if is_postgres:
         [[comment]] = either.query("SELECT obj_description('load_log'::regclass)")
         assert comment == "2"  # as it was
+
+
+def test_a_column_alone_may_be_missing(either: Loader) -> None:
+    """The next load adds it, and what is there gets its default."""
+    either.load(SAMPLE)
+    either.execute("ALTER TABLE load_log DROP COLUMN skipped_files")
+    assert either.load("--dry-run", SAMPLE)["lines"] == 1000
+    assert "skipped_files" not in str(either.content())
+    name = either.file(lines(event("a")))
+    assert either.load(name)["dates"] == [date_count("2019-12-30", 32, 1)]
+    log = either.query("SELECT lines, skipped_files FROM load_log ORDER BY lines")
+    assert log == [(1, 0), (1000, 0)]
 
 
 # -- What a load writes down of itself

@@ -31,6 +31,7 @@ from helpers import (
     Process,
     date_count,
     event,
+    has_open,
     lines,
     make_rule,
     unread,
@@ -264,6 +265,19 @@ def test_files_can_be_committed_in_parts_too(loader: Loader) -> None:
 def test_a_compressed_pipe_is_not_live(loader: Loader, magic: bytes) -> None:
     said = loader.refuse("--commit-every", 1, "-", input=magic + bytes(100))
     assert said == f"Error: -: {COMPRESSED}\n"
+
+
+def test_only_the_first_bytes_tell_a_format(live: Start) -> None:
+    """Later lines like them are bad records, and so is one with a byte-order mark."""
+    pipe = live("-q", "--max-bad-records", 3)
+    expected = ""
+    starts = [b"", b"[]\n", b"\x1f\x8b\n", b"\xef\xbb\xbf{}\n"]
+    for number, start in enumerate(starts):
+        pipe.write(start + lines(event(f"{number}")))
+        pipe.await_users(*"0123"[: number + 1])
+        if start:
+            expected += f"-:{2 * number}: {NOT_AN_OBJECT}\n"
+    assert pipe.end() == (0, "", expected)
 
 
 def test_the_end_of_a_compressed_file_that_was_read_ahead(loader: Loader) -> None:
@@ -584,6 +598,20 @@ def test_a_signal_before_anything_came(loader: Loader, name: str, number: int) -
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
+def test_a_signal_before_the_database_was_looked_at(
+    live: Start, loader: Loader, number: int
+) -> None:
+    """Nothing has been read, so there is nothing to tell."""
+    loader.load(SAMPLE)
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        pipe = live("-q")
+        assert wait_for(partial(has_open, pipe.process.pid, loader.db))
+        pipe.process.send_signal(number)
+        assert (pipe.process.wait(30), pipe.said()) == (0, "")
+
+
+@pytest.mark.parametrize("number", STOPS, ids=NAMES)
 def test_the_interval_comes_from_the_environment(loader: Loader, number: int) -> None:
     """Then too, an early signal ends the load with exit status 0."""
     env = {**os.environ, "LOAD_ACTIVE_USERS_COMMIT_EVERY": "1000"}
@@ -774,6 +802,26 @@ def test_the_pipe_is_read_no_further_than_memory_is_bounded(live: Start) -> None
     assert pipe.loader.table() == {"2019-12-30": 50_001}
 
 
+def test_while_memory_is_full_it_tries_no_more_often_than_it_says(
+    live: Start, loader: Loader
+) -> None:
+    """A signal commits what waits for the next time."""
+    users = [f"{number:03}" for number in range(200)]
+    loader.load(loader.file(lines(event("a"))))
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        pipe = live("-q", every=1000, LIVE_BYTES=1000)
+        pipe.write(lines(*map(event, users)))
+        waits = f"{LOCKED}{WAITS.replace(' 1 s', ' 1000 s')}\n"
+        pipe.await_said(waits)
+        db.execute("ROLLBACK")
+    time.sleep(1)
+    assert pipe.users() == ["a"]
+    pipe.process.terminate()
+    assert (pipe.process.wait(30), pipe.said()) == (0, waits)
+    assert pipe.users() == [*users, "a"]
+
+
 IN_SMALL = """
 mount -t tmpfs -o size=400k none small
 "$@"
@@ -838,6 +886,27 @@ def test_a_bad_record_after_lines_that_wait(live: Start) -> None:
     lost = "not stored: the last lines that were read (2), up to -:5"
     assert pipe.said() == f"{bad}{lost}\nError: {refused}\n"
     assert pipe.users() == ["a", "b", "c"]
+
+
+def test_lines_that_wait_are_stored_though_those_after_them_are_refused(
+    live: Start, loader: Loader
+) -> None:
+    """The load ends since its next source is not there, before their interval does."""
+    loader.load(loader.file(lines(event("a"))))
+    with closing(sqlite3.connect(loader.db, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        command = loader.command("--commit-every", 3, "-q", "-", "missing")
+        pipe = Live(loader, command)
+        pipe.write(lines(event("b")))
+        waits = f"{LOCKED}{WAITS.replace(' 1 s', ' 3 s')}\n"
+        pipe.await_said(waits)
+        db.execute("ROLLBACK")
+    pipe.write(b"bad\n")
+    bad = f"-:2: {NOT_AN_OBJECT}\n"
+    lost = "not stored: the last lines that were read (1), up to -:2\n"
+    error = "Error: missing: No such file or directory\n"
+    assert pipe.end() == (1, "", f"{waits}{bad}{lost}{error}")
+    assert pipe.users() == ["a", "b"]
 
 
 def test_a_bad_record_while_memory_is_full(live: Start) -> None:
@@ -915,6 +984,23 @@ def test_a_signal_while_the_database_is_locked_for_a_while(locked: Locked) -> No
     assert pipe.process.wait(30) == 0
     assert pipe.said() == LEFT_OUT
     assert {"a", "b", "c"} < set(pipe.users())
+
+
+def test_a_wait_for_two_reasons_is_no_longer_than_for_one(locked: Locked) -> None:
+    """The database is away for two of three seconds, and then it is locked."""
+    pipe, _ = locked(3)
+    before, path = pipe.loader.content(), pipe.loader.db
+    away = path.rename(path.with_name("away.db"))
+    path.symlink_to("nowhere/a.db")
+    begun = time.monotonic()
+    pipe.process.terminate()
+    time.sleep(2)
+    away.rename(path)
+    assert pipe.process.wait(30) == 1
+    assert 3 <= time.monotonic() - begun < 4.5
+    not_stored = "not stored: the last lines that were read (3), up to -:3\n"
+    assert pipe.said() == f"{not_stored}Error: {LOCKED}\n"
+    assert pipe.loader.content() == before
 
 
 @pytest.mark.parametrize("number", STOPS, ids=NAMES)
@@ -1235,3 +1321,36 @@ def test_a_commit_without_an_answer_is_made_up_for(
     assert loader.table() == {"2019-12-30": 2}
     assert loader.users() == ["a", "b"]
     assert loader.query("SELECT load_id, lines FROM load_log") == [(report.load_id, 3)]
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "not done"])
+def test_a_later_commit_without_an_answer_is_made_up_for(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    """The log has a row of the run, of its first commit."""
+    commits = []
+    commit = SQLite.commit
+
+    def commit_without_answer(db: SQLite) -> None:
+        commits.append(db)
+        if is_done or len(commits) != 2:
+            commit(db)
+        if len(commits) == 2:
+            raise InDoubt("no answer to COMMIT")
+
+    contents = {"one": [event("a")], "two": [event("b"), event("c")]}
+    paths = [
+        str(loader.directory / loader.file(lines(*events), name))
+        for name, events in contents.items()
+    ]
+    loader.load(loader.file(b""))
+    monkeypatch.setattr(SQLite, "commit", commit_without_answer)
+    job = Job(tuple(paths), str(loader.db), make_rule())
+    live = LiveLoad(job, Intake(), every=0)
+    report = live.run(paths)
+    assert (report.loads, report.tally.lines, live.waiting) == (2, 3, [])
+    changes = Changes(added=3, loaded=3)
+    assert report.counts == {"2019-12-30": DateCount("2019-12-30", 3, changes)}
+    assert loader.table() == {"2019-12-30": 3}
+    assert loader.users() == ["a", "b", "c"]
+    assert loader.last_log("load_id", "lines", "added") == (report.load_id, 3, 3)

@@ -296,14 +296,18 @@ def test_progress_of_compressed_files(loader: Loader) -> None:
     assert loader.query("SELECT bytes FROM load_log") == [(size,)]
 
 
-def test_progress_of_a_pipe(loader: Loader, thirty_samples: Path) -> None:
-    """Its size is not known."""
-    load = shlex.join(loader.command("-q", "-"))
+@pytest.mark.parametrize(("files", "size"), [(0, "72.2"), (1, "144")])
+def test_progress_of_a_pipe(
+    loader: Loader, thirty_samples: Path, files: int, size: str
+) -> None:
+    """Its size is not known, nor is that of a file and a pipe."""
+    load = shlex.join(loader.command("-q", *[thirty_samples] * files, "-"))
     command = f"cat {shlex.quote(str(thirty_samples))} | {load}"
     loader.command = lambda *_: ["sh", "-c", command]  # type: ignore[method-assign]
     status, _, err = on_a_terminal(loader)
     assert status == 0
-    last = r"writing: 72.2MB \[\d\d:\d\d, [\d.]+[kMG]B/s\]"
+    assert "%" not in err
+    last = rf"writing: {size}MB \[\d\d:\d\d, [\d.]+[kMG]B/s\]"
     assert re.fullmatch(last, screen(err)[-1])
     assert seen(err) == [""]
 

@@ -165,6 +165,18 @@ def test_event_name(
     assert loader.last_log("event_names") == (kept,)
 
 
+@pytest.mark.parametrize("name", ["first_open", "first-öpen"])
+def test_an_event_without_the_time_is_not_active_even_if_the_minimum_is_0(
+    loader: Loader, name: str
+) -> None:
+    without = OLD_EVENT | {"event_name": name}
+    args = ["--event-name", name, "--min-engagement-msec", 0]
+    data = lines(without, event("z", msec=0, event_name=name))
+    report = loader.load(*args, loader.file(data))
+    assert (report["engagement_events"], report["active_events"]) == (2, 1)
+    assert loader.users() == ["z"]
+
+
 def test_googles_own_definition_of_an_active_user(loader: Loader) -> None:
     no_other = event(
         "g", event_params=params(("engagement_time_msec", {"int_value": 1}))

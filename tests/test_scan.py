@@ -35,6 +35,7 @@ from load_active_users import (
     Matcher,
     Range,
     Scanner,
+    choose_needle,
     seek_line,
     split_source,
 )
@@ -535,3 +536,20 @@ def test_4300_digits_are_an_integer_and_4301_are_none(loader: Loader) -> None:
                 report = json.loads(loader.run(*options, name).stdout)
                 tallies = report["bad_records"], report["active_events"]
                 assert tallies == (int(is_bad), int(not is_bad and not sign))
+
+
+# -- By what lines are searched
+
+NEEDLES = {
+    "user_engagement": b"user_engagement",
+    "level/completed": b"completed",
+    "completed/level": b"completed",
+    "first-öpen": b"first",
+    "日本": b"event_name",
+}
+
+
+@pytest.mark.parametrize(("name", "needle"), NEEDLES.items(), ids=NEEDLES)
+def test_the_longest_word_of_a_name_is_searched_for(name: str, needle: bytes) -> None:
+    """It is in the fewest lines."""
+    assert choose_needle(name) == needle

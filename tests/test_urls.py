@@ -512,6 +512,7 @@ def test_what_a_server_says_of_a_password_is_not_shown(db: str) -> None:
         ("s3://u:S3\nCRT@b/f", 'no bucket "u:S3 CRT@b"', 'no bucket "***:***@b"'),
         ("s3://S3\n CRT@b/f", 'no bucket "S3 CRT@b"', 'no bucket "***@b"'),
         ("https://h/f?a=S3=CRT&b=S3", "got S3=CRT, S3", "got ***, ***"),
+        ("https://h/f?a=S3/CRT", "no f%3Fa=S3%2FCRT", "no f%3Fa=***"),
     ],
 )
 def test_other_spellings_of_a_secret_are_hidden(
