@@ -1250,9 +1250,8 @@ def seek_line(file: io.BufferedIOBase, offset: int) -> int:
     if offset == 0:
         return file.seek(0)
     file.seek(offset - 1)
-    rest = sum(map(len, read_rest_of_line(file)))
-    if rest == 0:
-        raise Unusable(CUT_SHORT)
+    for _ in read_rest_of_line(file):
+        pass
     return file.tell()
 
 
@@ -2494,8 +2493,7 @@ class LiveLoad:
             lost = self.lines_read - self.report.tally.lines
             if lost and self.intake.range_:
                 place = f"{redact(self.intake.range_.source)}:{self.intake.lines}"
-                is_unanswered = any(one.unanswered for one in self.waiting)
-                in_doubt = is_unanswered or self.job.stopper.outcome == MAYBE_COMMITTED
+                in_doubt = self.job.stopper.outcome == MAYBE_COMMITTED
                 say(
                     f"not stored: the last lines that were read ({lost}), up to {place}"
                     + ("; some of them may be committed" if in_doubt else "")
