@@ -283,10 +283,10 @@ class LoadDates(Struct, frozen=True):
 
     usual: DateRange  # from 2000-01-01 to tomorrow
     wanted: DateRange  # --dates, by default the usual ones
-    # Dates whose users are stored: the wanted ones. With --replace, the usual
-    # dates as well, if the ranges overlap: a file that replaces a date also
-    # holds late events of earlier dates, and their users are added to those
-    # dates.
+    # Dates whose users are stored: the wanted ones. With --replace, also the
+    # usual dates, since a file that replaces a date holds late events of
+    # earlier ones, whose users are added. (Not if the ranges are apart: this is
+    # one range.)
     counted: DateRange
 
     @classmethod
@@ -647,7 +647,7 @@ class Batch(Struct):
 # -- Scanning lines --------------------------------------------------------------------
 #
 # Blocks of lines take a fast path. It gives the same result as scanning the
-# lines one by one, or gives up; then they are scanned one by one.
+# lines one by one, or gives up; then smaller parts are tried, and at last lines.
 
 BATCH_BYTES = 32 << 20  # size of the input lines of one batch
 BLOCK_BYTES = 384 << 10  # fits a processor's cache, and is searched several times
@@ -1155,7 +1155,7 @@ def open_source(source: str) -> Iterator[OpenSource]:
         if info.get("type") == "directory":  # S3 opens a directory as an empty file
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         version = make_url_version(source, info)
-        identity = find_mark(info, ("ino", *ETAG_KEYS, *TIME_KEYS))
+        identity = find_mark(info, ("ino", *ETAG_KEYS, *TIME_KEYS))  # "ino": file://
         # HTTP is read as a stream unless the server says that it serves ranges.
         can_seek = info.get("partial", "http" not in system.protocol)
         opened = system.open(
@@ -1361,9 +1361,8 @@ def scan_in_processes(ranges: list[Range], scanner: Scanner, number: int) -> Sca
 def send(workers: list[Worker], range_: Range) -> Worker:
     """Send a range to the worker that was given the least work; return that worker.
 
-    At most QUEUE_PER_WORKER ranges per worker are sent ahead, this one among
-    them. So there is always a worker that has no more than that; it may get one
-    more.
+    Workers have at most QUEUE_PER_WORKER ranges on average, so there is always
+    one with no more than that. None ever has more than one beyond it.
     """
     free = [worker for worker in workers if worker.queued <= QUEUE_PER_WORKER]
     chosen = min(free, key=lambda worker: worker.assigned)
@@ -1419,9 +1418,9 @@ def start_workers(
 
 def run_worker(connection: Any, parents_end: Any, scanner: Scanner) -> None:
     """Scan the ranges that come over a connection, and send answers, until it ends."""
-    # While a process holds the parent's end, recv() waits for a parent that was
-    # killed. Later workers inherit the ends of earlier ones, so they exit from
-    # the last to the first.
+    # If the parent is killed, recv() ends only when no process holds the
+    # parent's end any more. Later workers inherit the ends of earlier ones, so
+    # they exit from the last to the first.
     parents_end.close()
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well
@@ -1673,7 +1672,7 @@ class Changes(Sums):
     left_out: int = 0  # because the date is final
 
     def correct(self, net: int) -> None:
-        """Make added and removed agree with the net change that a table shows."""
+        """Make added - removed the net change of a table; keep removed if possible."""
         self.added = max(net + self.removed, 0)
         self.removed = self.added - net
 
@@ -2601,7 +2600,7 @@ class LiveLoad:
         """Commit the intervals that wait, each in a transaction.
 
         Retries until some seconds have passed. Signals that came before are
-        tolerated, or else the next one; one more raises Stopped. Raises
+        tolerated; if none came, one is. The next raises Stopped. Raises
         LoadError, Unavailable.
         """
         deadline = time.monotonic() + patience
@@ -2612,7 +2611,7 @@ class LiveLoad:
                 timeout = max(deadline - time.monotonic(), LIVE_LOCK_SECONDS)
                 try:
                     self.report = commit(self.job, staging, self.report, (), timeout)
-                    stopper.outcome = ROLLED_BACK  # what is to say of later intervals
+                    stopper.outcome = ROLLED_BACK  # of the intervals that wait
                     self.waiting.pop(0).close()
                 except Unavailable:
                     if time.monotonic() >= deadline:
@@ -3075,12 +3074,9 @@ def redact(name: str) -> str:
     shown = re.split("[?#]", name, maxsplit=1)[0]
     if "@" in name[len(shown) :]:
         return f"{name[: start.end()]}..."
-    pattern = rf"""(?x)
-        {URL_START}
-        (?! [^/:@]* :: {URL_START} )  # not if another URL is next: zip://a.json::s3://
-        (?= [^/]* [:@] )              # only if ":" or "@" comes before the next "/"
-    """
-    scheme = re.search(pattern, shown)
+    another_url = rf"[^/:@]*::{URL_START}"  # as in zip://a.json::s3://
+    has_user = "[^/]*[:@]"  # ":" or "@" comes before the next "/"
+    scheme = re.search(rf"{URL_START}(?!{another_url})(?={has_user})", shown)
     if scheme is None or "@" not in shown[scheme.end() :]:
         return shown
     # The last "@" ends the user: a password may contain "/" and "@" as well.
