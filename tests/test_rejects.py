@@ -260,6 +260,18 @@ def test_a_line_number_counts_the_batches_and_ranges_before(
     assert done.stderr.decode() == said + REFUSED.format(8)
 
 
+def test_twenty_are_reported_of_many_batches(loader: Loader) -> None:
+    name = loader.file(b"bad\n" * 30)
+    done = loader.with_constants(BLOCK_BYTES=8, BATCH_BYTES=8, RANGE_BYTES=40).run(name)
+    said = [f"{name}:{number}: {NOT_AN_OBJECT}" for number in range(1, 21)]
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        *said,
+        "and 10 more bad records",
+        "Error: bad records: 30, more than --max-bad-records 0; nothing was loaded",
+    ]
+
+
 LATE_ERRORS = {
     # how it comes, the program's constants, the place that is named
     "in one range": (gzip.compress, {}, "x:501"),

@@ -42,6 +42,7 @@ from load_active_users import (
     Report,
     Stopped,
     Stopper,
+    list_signals,
     load_once,
     time_limit,
     transaction,
@@ -385,6 +386,13 @@ def test_a_signal_whose_exception_is_cleared_is_remembered(
             stopper.check()
             raise AssertionError("check() has not raised it again")
     assert raised.value.code == 143
+
+
+def test_a_hangup_is_left_to_the_system_by_a_batch_load() -> None:
+    """Only a live load commits at a SIGHUP."""
+    assert list_signals(is_live=False) == [signal.SIGINT, signal.SIGTERM]
+    live = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    assert list_signals(is_live=True) == live
 
 
 def test_only_the_first_signal_that_is_not_tolerated_raises() -> None:
