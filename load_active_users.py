@@ -357,6 +357,13 @@ class Rule(Struct, frozen=True):
         )
 
 
+class Role(NamedTuple):
+    """What the key of a parameter says. A glob may match engagement_time_msec, too."""
+
+    is_time: bool
+    is_valuable: bool
+
+
 class Findings(Struct):
     """What a rule finds in events."""
 
@@ -389,14 +396,11 @@ class Matcher:
         self.role_of = lru_cache(MEMO_SIZE)(self.find_role)
         self.date_of_slot = lru_cache(MEMO_SIZE)(self.find_date_of_slot)
 
-    def find_role(self, key: str | None) -> tuple[bool, bool]:
-        """Tell of the key of a parameter: is it the engagement time, is it valuable?
-
-        A glob may match engagement_time_msec, too.
-        """
+    def find_role(self, key: str | None) -> Role:
+        """Return what the key of a parameter says."""
         globs = self.rule.valuable_events
         is_valuable = key is not None and any(fnmatchcase(key, glob) for glob in globs)
-        return key == ENGAGEMENT_TIME, is_valuable
+        return Role(key == ENGAGEMENT_TIME, is_valuable)
 
     def evaluate(self, event: dict[str, Any]) -> Findings:
         """Return what the rule says about one event. Raises ValueError.
@@ -426,7 +430,7 @@ class Matcher:
             parse_integer(event.get("event_timestamp"), "event_timestamp")
         )
         roles = map(self.find_role, keys)  # not memoized: the keys may be long
-        is_valuable = any(is_match for _, is_match in roles)
+        is_valuable = any(role.is_valuable for role in roles)
         is_engaged = any(msec >= rule.min_engagement_msec for msec in msecs)
         return Findings(1, {day: [user]} if is_valuable and is_engaged else {})
 
@@ -866,7 +870,7 @@ def is_pipe(source: str) -> bool:
     return source == "-" or (os.path.exists(source) and not is_stored)
 
 
-def find_file_system(url: str) -> Any:
+def find_file_system(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
@@ -874,7 +878,8 @@ def find_file_system(url: str) -> Any:
     if re.search("(https?|gc?s)://", url):
         with contextlib.suppress(ImportError):  # fsspec says what is missing
             configure_sessions(fsspec.config.conf)
-    return fsspec.core.url_to_fs(url)
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path
 
 
 def configure_sessions(settings: dict[str, Any]) -> None:
